@@ -1,0 +1,77 @@
+"""MatForge: adaptive ensembles inside one allocation.
+
+The public names are loaded when first used (PEP 562), so that ``import matforge`` stays fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from matforge._version import __version__
+
+if TYPE_CHECKING:
+    from matforge.chore import Chore, ChoreRegistry, ChoreSpec
+    from matforge.manager import FluxManager
+    from matforge.model import (
+        Failure,
+        FailureKind,
+        MatForgeError,
+        OutputReference,
+        Resources,
+        UsageError,
+        WithReport,
+    )
+    from matforge.pipeline import Pipeline
+    from matforge.session import InterruptedRunError, RunFailedError
+    from matforge.strategy import (
+        AdaptiveStrategy,
+        Cancel,
+        Event,
+        FutureProcessingStrategy,
+        NonAdaptiveStrategy,
+        Reprioritise,
+        Spawn,
+        Stop,
+        View,
+    )
+
+_HOMES = {
+    "Chore": "chore",
+    "ChoreRegistry": "chore",
+    "ChoreSpec": "chore",
+    "FluxManager": "manager",
+    "Failure": "model",
+    "FailureKind": "model",
+    "MatForgeError": "model",
+    "OutputReference": "model",
+    "Resources": "model",
+    "UsageError": "model",
+    "WithReport": "model",
+    "Pipeline": "pipeline",
+    "InterruptedRunError": "session",
+    "RunFailedError": "session",
+    "AdaptiveStrategy": "strategy",
+    "Cancel": "strategy",
+    "Event": "strategy",
+    "FutureProcessingStrategy": "strategy",
+    "NonAdaptiveStrategy": "strategy",
+    "Reprioritise": "strategy",
+    "Spawn": "strategy",
+    "Stop": "strategy",
+    "View": "strategy",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'matforge' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"matforge.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

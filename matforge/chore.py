@@ -1,0 +1,302 @@
+"""What a chore is: a function or a command, its arguments, and the edges hidden in them.
+
+A call of a decorated function is *packed* at once: its arguments are pickled, and every
+:class:`~matforge.model.OutputReference` found anywhere inside them becomes a numbered input. So
+references may be nested in any structure that can be pickled, and what was recorded cannot change
+afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matforge.model import ChoreType, Failure, Lane, Location, OutputReference, Resources, UsageError
+
+NAME_LIMIT = 48
+"""Characters of a chore's name that are kept in its id, so that paths stay short."""
+
+
+def slug(name: str) -> str:
+    """``name`` reduced to letters, digits, ``_`` and ``-``, bounded, never empty."""
+    text = re.sub(r"[^A-Za-z0-9_]+", "-", name.rpartition("<locals>.")[2]).strip("-")
+    return text[:NAME_LIMIT] or "chore"
+
+
+def chore_id(name: str, sequence: int) -> str:
+    """Display form of a chore's identity: one counter for a run, at least four digits."""
+    return f"chore-{name}-{sequence:04d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A Python callable known by name, and the resources its calls get unless told otherwise."""
+
+    qualname: str
+    func: Callable[..., Any]
+    resources: Resources = field(default_factory=Resources)
+    id_name: str = ""
+
+
+class ChoreRegistry:
+    """Python callables by name; a pipeline has one, and one may be filled beforehand and passed in."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Registration] = {}
+
+    def register(
+        self,
+        func: Callable[..., Any],
+        *,
+        name: str | None = None,
+        resources: Resources | None = None,
+        id_name: str | None = None,
+    ) -> Registration:
+        """Make ``func`` known as ``name`` (default: its qualified name).
+
+        Raises
+        ------
+        UsageError
+            If the name is taken by another function, or the object cannot be called.
+        """
+        if not callable(func):
+            raise UsageError(f"A chore must be a function, not {type(func).__name__}.")
+        qualname = name or str(getattr(func, "__qualname__", type(func).__name__))
+        known = self._entries.get(qualname)
+        if known is not None and known.func is not func:
+            raise UsageError(
+                f"There is already a chore named {qualname!r}; give one of the two another name "
+                "with @pipe.chore(name=...)."
+            )
+        entry = Registration(qualname, func, resources or Resources(), id_name or slug(name or qualname))
+        self._entries[qualname] = entry
+        return entry
+
+    def get(self, name: str) -> Registration:
+        """The entry called ``name``.
+
+        Raises
+        ------
+        UsageError
+            If there is none; the sentence gives the nearest names.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise UsageError(f"There is no chore named {name!r}{nearest(name, self._entries)}.")
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Any:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def nearest(name: str, known: Any) -> str:
+    """``"; did you mean 'x'?"``-style ending for an unknown name, or a list of what there is."""
+    import difflib
+
+    names = sorted(str(k) for k in known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f" (did you mean {' or '.join(repr(c) for c in close)}?)"
+    return f" (known: {', '.join(names[:12])})" if names else " (none is known)"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoreSpec:
+    """A chore that a strategy wants: which registered function, with which arguments.
+
+    Parameters
+    ----------
+    args, kwargs
+        Arguments; references to other chores' results may be nested in them.
+    qualname : str
+        Name under which the function is registered.
+    resources : Resources, optional
+        Default: those given at registration.
+    nice : int
+        Lower runs earlier.
+    key : str, optional
+        Identity of the chore within the run. By default a spawned chore is known by its parent
+        and its ordinal among what the parent spawned; give a key where the parent depends on the
+        order of events.
+    """
+
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] | None = None
+    qualname: str = ""
+    resources: Resources | None = None
+    nice: int = 0
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.qualname, str) or not self.qualname:
+            raise UsageError("A ChoreSpec needs qualname, the name of a registered chore.")
+        if not isinstance(self.nice, int):
+            raise UsageError(f"nice must be a whole number, not {self.nice!r}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A packed call: all of a chore except its place in a run."""
+
+    name: str
+    payload: bytes
+    inputs: tuple[str, ...] = ()
+    """Ids of the chores whose results the payload refers to, by input number."""
+    function: str | None = None
+    resources: Resources = field(default_factory=Resources)
+    nice: int = 0
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chore:
+    """A chore of a run; never changes."""
+
+    id: str
+    key: str
+    """Identity by content or descent, the same on every executor and worker count."""
+    name: str
+    payload: Location
+    inputs: tuple[str, ...] = ()
+    function: str | None = None
+    """Name in the registry; None for a command."""
+    resources: Resources = field(default_factory=Resources)
+    nice: int = 0
+    parent: str | None = None
+    """Id of the chore whose end made a strategy spawn this one."""
+    unfit: Failure | None = None
+    """Why it can never run here, if it cannot."""
+
+    @property
+    def chore_type(self) -> ChoreType:
+        """Python function or command."""
+        return ChoreType.EXECUTABLE if self.function is None else ChoreType.PYTHON
+
+    @property
+    def lane(self) -> Lane:
+        """Warm slots take Python functions on one task; all else is a job."""
+        wants = self.resources
+        job = self.function is None or wants.num_tasks > 1 or wants.mpi or wants.isolated
+        return Lane.JOB if job else Lane.WARM
+
+    @property
+    def seed(self) -> int:
+        """A reproducible 63-bit seed, different for every chore."""
+        return int(self.key[:16], 16) >> 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form for the journal; defaults are left out."""
+        data: dict[str, Any] = {
+            "id": self.id,
+            "key": self.key,
+            "name": self.name,
+            "payload": self.payload.as_list(),
+            "inputs": list(self.inputs),
+            "function": self.function,
+            "resources": self.resources.as_dict(),
+            "nice": self.nice,
+            "parent": self.parent,
+            "unfit": self.unfit.as_dict() if self.unfit else None,
+        }
+        return {k: v for k, v in data.items() if v or k == "payload"}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Chore:
+        """Inverse of :meth:`as_dict`."""
+        return cls(
+            id=data["id"],
+            key=data["key"],
+            name=data["name"],
+            payload=Location.from_list(data["payload"]),
+            inputs=tuple(data.get("inputs", ())),
+            function=data.get("function"),
+            resources=Resources.from_dict(data.get("resources", {})),
+            nice=data.get("nice", 0),
+            parent=data.get("parent"),
+            unfit=Failure.from_dict(data["unfit"]) if data.get("unfit") else None,
+        )
+
+
+def pack(arguments: Any) -> tuple[bytes, tuple[str, ...]]:
+    """Pickle ``arguments`` with each reference replaced by (input number, path).
+
+    Returns
+    -------
+    payload : bytes
+        Pickle whose persistent ids are ``(input number, path)``.
+    inputs : tuple of str
+        Chore ids by input number.
+
+    Raises
+    ------
+    UsageError
+        If something inside cannot be pickled; the sentence says which argument.
+    """
+    if not _interesting(arguments):  # plain values: the C pickler is ten times faster
+        import pickle
+
+        return pickle.dumps(arguments, protocol=5), ()
+    inputs: dict[str, int] = {}
+    try:
+        return _dump(arguments, inputs), tuple(inputs)
+    except Exception as error:
+        raise UsageError(f"{_culprit(arguments)} cannot be pickled: {error}") from error
+
+
+def _interesting(value: Any) -> bool:
+    """Whether ``value`` may hold a reference or need cloudpickle; plain containers are searched."""
+    kind = type(value)
+    if kind in (int, float, str, bytes, bool, complex, type(None)):
+        return False
+    if kind in (tuple, list):
+        return any(_interesting(v) for v in value)
+    if kind is dict:
+        return any(_interesting(k) or _interesting(v) for k, v in value.items())
+    return True
+
+
+def _dump(value: Any, inputs: dict[str, int]) -> bytes:
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, obj: Any) -> Any:
+            if type(obj) is OutputReference:
+                return inputs.setdefault(obj.chore_id, len(inputs)), obj.path
+            return None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=5).dump(value)
+    return buffer.getvalue()
+
+
+def _culprit(arguments: Any) -> str:
+    """Name the first argument that cannot be pickled by itself."""
+    args, kwargs = arguments if isinstance(arguments, tuple) and len(arguments) == 2 else (arguments, {})
+    named = [*((f"argument {i + 1}", v) for i, v in enumerate(args))]
+    named += [(f"argument {k!r}", v) for k, v in dict(kwargs).items()]
+    for label, value in named:
+        try:
+            _dump(value, {})
+        except Exception:  # any failure to pickle is the answer we look for
+            return f"The {label}, of type {type(value).__name__},"
+    return "The arguments"
+
+
+def content_key(*parts: str | bytes) -> str:
+    """SHA-256 over length-prefixed parts, in hex."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(b"%d:" % len(data))
+        digest.update(data)
+    return digest.hexdigest()

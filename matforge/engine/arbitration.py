@@ -1,0 +1,45 @@
+"""How much may be in flight, and what can never fit: pure rules on numbers.
+
+The rule of the queue: chores are submitted strictly in the order of (nice, age). A chore that does
+not fit beside what runs waits at the head, and nothing overtakes it, so a wide chore is never
+starved by narrow ones.
+"""
+
+from __future__ import annotations
+
+from matforge.model import Resources
+
+QUEUED_WORK_S = 0.05
+"""Seconds of work that agents should hold beyond what runs, so that no slot waits for the driver."""
+MAX_DEPTH_PER_CORE = 256
+"""Chores per core that may wait at the agents at most, however short they are."""
+
+
+def why_unfit(resources: Resources, total_cores: int, total_gpus: int) -> str:
+    """A sentence if the resources can never be met, else an empty string."""
+    if resources.cores > total_cores:
+        return f"It needs {resources.cores} cores, and there are {total_cores} in all."
+    if resources.gpus > total_gpus:
+        return f"It needs {resources.gpus} GPUs, and there are {total_gpus} in all."
+    return ""
+
+
+def queue_depth(mean_wall_s: float | None, total_cores: int) -> int:
+    """Cores' worth of chores to keep at the agents beyond what runs.
+
+    Parameters
+    ----------
+    mean_wall_s : float or None
+        Recent mean duration of a chore; None before the first has ended.
+    total_cores : int
+        Cores of the allocation.
+    """
+    if mean_wall_s is None:
+        return total_cores
+    per_core = QUEUED_WORK_S / max(mean_wall_s, QUEUED_WORK_S / MAX_DEPTH_PER_CORE)
+    return max(1, int(per_core + 1)) * total_cores
+
+
+def fits_now(in_flight: int, cores: int, total_cores: int, depth: int) -> bool:
+    """Whether a chore of ``cores`` cores may be handed to the agents now."""
+    return in_flight == 0 or in_flight + cores <= total_cores + depth

@@ -1,0 +1,160 @@
+"""The journal: one line for everything that happened, enough to rebuild the run from nothing.
+
+Each line is a JSON object that ends in the CRC-32 of what stands before it::
+
+    {"seq":17,"t":1700000000.1,...,"crc":"89abcdef"}
+
+A record is an event *together with* the decisions it led to and the strategy's state afterwards,
+so a crash can neither forget a spawned chore nor double it. Records are handed to the operating
+system once a loop of the driver (a killed process loses nothing that was journalled) and synced
+in groups at most a second apart (a power failure loses at most that second).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matforge.model import MatForgeError
+
+FORMAT_VERSION = 1
+SYNC_INTERVAL_S = 1.0
+_CRC_TAIL = len(',"crc":"00000000"}')
+
+
+class JournalError(MatForgeError):
+    """The journal cannot be used; the text names the file and the byte offset."""
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line with its checksum, newline included."""
+    body = json.dumps(record, separators=(",", ":"))[:-1].encode()
+    return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The record in ``line`` (without newline), or None if it is damaged."""
+    body, tail = line[:-_CRC_TAIL], line[-_CRC_TAIL:]
+    if tail != b',"crc":"%08x"}' % zlib.crc32(body):
+        return None
+    record: dict[str, Any] = json.loads(body + b"}")
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """How a journal ended: ``end`` is the offset behind the last whole record."""
+
+    end: int
+    torn: int
+    """Bytes after ``end`` that are the torn end of a write that never finished."""
+
+
+def read(path: Path) -> tuple[list[dict[str, Any]], Tail]:
+    """All records, and where they end.
+
+    Raises
+    ------
+    JournalError
+        If the file cannot be read, or a record *before* the last is damaged or out of sequence:
+        then nothing after it can be trusted, and nothing is guessed.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read: {error.strerror or error}.") from error
+    records: list[dict[str, Any]] = []
+    end = 0
+    for offset, line, complete in _lines(data):
+        record = decode(line) if complete else None
+        if record is None:
+            if complete and offset + len(line) + 1 < len(data):
+                raise JournalError(
+                    f"{path} is damaged at byte {offset} (record {len(records)}), before its end; "
+                    "restore the file from a copy, or start a new run."
+                )
+            break
+        if record.get("seq") != len(records):
+            raise JournalError(
+                f"{path} has record {record.get('seq')} at byte {offset} where {len(records)} belongs; "
+                "restore the file from a copy, or start a new run."
+            )
+        records.append(record)
+        end = offset + len(line) + 1
+    return records, Tail(end, len(data) - end)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    """(offset, line, whether a newline ended it) of each line."""
+    offset = 0
+    while offset < len(data):
+        stop = data.find(b"\n", offset)
+        if stop < 0:
+            yield offset, data[offset:], False
+            return
+        yield offset, data[offset:stop], True
+        offset = stop + 1
+
+
+class Journal:
+    """Appends records to a file.
+
+    Parameters
+    ----------
+    path : Path
+        The file; created if missing.
+    sequence : int
+        Number of the next record (0 for a new journal).
+    sync_every_write : bool
+        Sync to the disk at every :meth:`flush` (``durability="power"``).
+    """
+
+    def __init__(self, path: Path, *, sequence: int = 0, sync_every_write: bool = False) -> None:
+        self.path = path
+        self.sequence = sequence
+        self._sync_every_write = sync_every_write
+        self._pending: list[bytes] = []
+        self._unsynced = False
+        self._synced_at = 0.0
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    @classmethod
+    def reopen(cls, path: Path, tail: Tail, sequence: int, *, sync_every_write: bool = False) -> Journal:
+        """Continue a journal that was :func:`read`; a torn end is cut off first."""
+        if tail.torn:
+            os.truncate(path, tail.end)
+        return cls(path, sequence=sequence, sync_every_write=sync_every_write)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Queue a record; it is on its way to the disk after the next :meth:`flush`."""
+        self._pending.append(encode({"seq": self.sequence, **record}))
+        self.sequence += 1
+
+    def flush(self, now: float) -> None:
+        """Hand the queued records to the operating system; sync if a second has passed."""
+        if self._pending:
+            data = memoryview(b"".join(self._pending))
+            self._pending.clear()
+            while data:
+                data = data[os.write(self._fd, data) :]
+            self._unsynced = True
+        if self._unsynced and (self._sync_every_write or not 0 <= now - self._synced_at < SYNC_INTERVAL_S):
+            os.fdatasync(self._fd)
+            self._synced_at, self._unsynced = now, False
+
+    @property
+    def sync_due(self) -> float | None:
+        """When the next sync is due, or None if everything is on the disk."""
+        return self._synced_at + SYNC_INTERVAL_S if self._unsynced else None
+
+    def close(self) -> None:
+        """Flush, sync and close; idempotent."""
+        if self._fd >= 0:
+            self.flush(float("inf"))
+            os.close(self._fd)
+            self._fd = -1

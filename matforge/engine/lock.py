@@ -1,0 +1,147 @@
+"""One driver a run: an exclusive file with a lease, made of operations that work on shared file systems.
+
+No flock, no SQLite, no mmap. The holder writes who it is (host, boot id, pid) and renews the
+lease; another driver takes over only when the holder is known to be dead (same host and boot, no
+such process) or has not renewed for :data:`LEASE_S` seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+from pathlib import Path
+from typing import Any
+
+from matforge.model import MatForgeError
+
+LEASE_S = 60.0
+RENEW_S = 10.0
+
+
+class LockedError(MatForgeError):
+    """Another driver holds the run (exit code 75)."""
+
+
+def boot_id() -> str:
+    """Identifies this boot of this machine: process ids mean nothing across two of them."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"
+
+
+def _process_start(pid: int) -> str:
+    """Start time of a process in clock ticks, so that a recycled pid is not taken for the holder."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class RunLock:
+    """The lock file of one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._mine: dict[str, Any] = {}
+        self._renewed = 0.0
+
+    def acquire(self, now: float) -> None:
+        """Take the lock.
+
+        Raises
+        ------
+        LockedError
+            If a living driver holds it.
+        """
+        while not self._create(now):
+            held = self._read()
+            if held is None:
+                continue  # released in between
+            if not self._stale(held, now):
+                raise LockedError(
+                    f"{self.path.parent} is being run by process {held.get('pid')} on {held.get('host')}; "
+                    f"wait for it, or end it first."
+                )
+            self._break(held)
+
+    def _create(self, now: float) -> bool:
+        token = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "boot": boot_id(),
+            "pid": os.getpid(),
+            "start": _process_start(os.getpid()),
+            "renewed_at": now,
+        }
+        try:
+            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(fd, "w") as file:
+            json.dump(token, file)
+        self._mine, self._renewed = token, now
+        return True
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            data: dict[str, Any] = json.loads(self.path.read_text())
+            return data
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            # written by a driver that died between creating and filling it
+            try:
+                return {"renewed_at": self.path.stat().st_mtime}
+            except OSError:
+                return None
+
+    def _stale(self, held: dict[str, Any], now: float) -> bool:
+        if held.get("host") == socket.gethostname() and "boot" in held:
+            if held["boot"] != boot_id():
+                return True
+            return _process_start(int(held["pid"])) != held.get("start")
+        return now - float(held.get("renewed_at", 0)) > LEASE_S
+
+    def _break(self, held: dict[str, Any]) -> None:
+        """Set a stale lock aside; if it was another one by then, give that back."""
+        aside = self.path.with_name(f"{self.path.name}.stale-{secrets.token_hex(4)}")
+        with contextlib.suppress(FileNotFoundError):  # another driver was faster
+            os.rename(self.path, aside)
+            try:
+                taken = json.loads(aside.read_text())
+            except ValueError:
+                taken = {}
+            if taken.get("token") != held.get("token"):
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self.path)
+            aside.unlink()
+
+    def renew(self, now: float) -> None:
+        """Extend the lease, at most every :data:`RENEW_S` seconds.
+
+        Raises
+        ------
+        LockedError
+            If another driver has taken the run over meanwhile.
+        """
+        if now - self._renewed < RENEW_S:
+            return
+        held = self._read()
+        if held is None or held.get("token") != self._mine.get("token"):
+            raise LockedError(f"{self.path.parent} was taken over by another driver; this one stops.")
+        self._mine["renewed_at"] = self._renewed = now
+        beside = self.path.with_name(f"{self.path.name}.new")
+        beside.write_text(json.dumps(self._mine))
+        os.replace(beside, self.path)
+
+    def release(self) -> None:
+        """Give the lock back; does nothing if it is no longer ours."""
+        held = self._read()
+        if held is not None and self._mine and held.get("token") == self._mine["token"]:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+        self._mine = {}

@@ -1,0 +1,217 @@
+"""The run directory: chores, results, metadata, and the two layouts behind one interface.
+
+*Full*: a directory for every chore, for people. *Packed*: append-only segments, because a
+directory for each of a million chores is an attack on a parallel file system. Which one a chore
+uses is decided when it is added; a :class:`~matforge.model.Location` says where its pieces lie.
+
+The driver writes payloads and metadata; workers write results. What a worker wrote carries the
+attempt's tag in its name and gets its final name here, once the attempt is accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from matforge.engine import segments
+from matforge.engine.locations import location_of, read
+from matforge.engine.status import replace_text
+from matforge.model import Attempt, Location, MatForgeError, UsageError
+
+WORKFLOW_PREFIX = "matforge_workflow-"
+JOURNAL_NAME = "journal.jsonl"
+LOG_NAME = "matforge_workflow.log"
+LOCK_NAME = "run.lock"
+OUT_NAME = "out"
+SEGMENTS_NAME = "segments"
+FULL_LIMIT = 10_000
+"""Chores that get a directory of their own in the ``auto`` layout; warm chores beyond are packed."""
+LAYOUTS = ("auto", "full", "packed")
+TAGGED = ("result.pickle", "stdout", "stderr")
+
+
+class StorageError(MatForgeError):
+    """The run directory cannot be written; the text names the file and the reason."""
+
+
+def storage_sentence(path: Path, error: OSError) -> str:
+    """One sentence for a person about a write that failed."""
+    what = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "your quota is used up; free some space",
+        errno.EROFS: "the file system is read-only; choose another folder with --dir",
+        errno.EACCES: "you may not write there; choose another folder with --dir",
+        errno.ENOENT: "the folder does not exist (any more)",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --dir",
+    }.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return f"{path} cannot be written: {what}."
+
+
+def create_run_dir(base: Path, now: float) -> Path:
+    """Make ``base/matforge_workflow-YYYYMMDD_HHMMSS[-n]``, never one that exists.
+
+    Raises
+    ------
+    UsageError
+        If the folder cannot be created.
+    """
+    stem = WORKFLOW_PREFIX + datetime.fromtimestamp(now).strftime("%Y%m%d_%H%M%S")
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for n in range(1, 10_000):
+            path = base / (stem if n == 1 else f"{stem}-{n}")
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            (path / OUT_NAME / "registry").mkdir(parents=True)
+            return path.resolve()
+    except OSError as error:
+        raise UsageError(storage_sentence(base, error)) from error
+    raise UsageError(f"{base} already holds 10,000 runs of this second.")
+
+
+def find_run(path: Path) -> Path:
+    """The run directory that ``path`` is, or the only one that it holds.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or more than one.
+    """
+    if (path / JOURNAL_NAME).is_file():
+        return path.resolve()
+    if not path.is_dir():
+        raise UsageError(f"{path} does not exist; give the directory of a run.")
+    runs = sorted(p.parent for p in path.glob(f"{WORKFLOW_PREFIX}*/{JOURNAL_NAME}"))
+    if len(runs) == 1:
+        return runs[0].resolve()
+    if not runs:
+        raise UsageError(f"{path} is not a run and holds none (no {JOURNAL_NAME} in it).")
+    shown = ", ".join(p.name for p in runs[-3:])
+    raise UsageError(f"{path} holds {len(runs)} runs; give one of them, for example {shown}.")
+
+
+class RunStore:
+    """Reads and writes one run directory.
+
+    Parameters
+    ----------
+    path : Path
+        The run directory.
+    layout : str
+        ``auto``, ``full`` or ``packed``.
+    epoch : int
+        Which driver of the run this is; names the driver's own segment.
+    """
+
+    def __init__(self, path: Path, *, layout: str = "auto", epoch: int = 1) -> None:
+        if layout not in LAYOUTS:
+            raise UsageError(f"The layout must be one of {', '.join(LAYOUTS)}, not {layout!r}.")
+        self.path = path
+        self.layout = layout
+        self.epoch = epoch
+        self.expected = 0
+        """How many chores are known to come; ``auto`` packs all of a run that is known to be large."""
+        self._segment: IO[bytes] | None = None
+
+    # -- layout
+
+    def directory_for(self, chore_id: str, sequence: int, *, job: bool) -> str | None:
+        """Relative directory of the chore numbered ``sequence``, or None if it is packed."""
+        packed = self.layout == "packed" or (
+            self.layout == "auto" and max(self.expected, sequence) > FULL_LIMIT
+        )
+        return f"{OUT_NAME}/{chore_id}" if job or not packed else None
+
+    def _driver_segment(self) -> IO[bytes]:
+        if self._segment is None:
+            folder = self.path / SEGMENTS_NAME
+            folder.mkdir(exist_ok=True)
+            self._segment = (folder / f"{self.epoch}-driver.seg").open("ab")
+        return self._segment
+
+    def _append(self, kind: str, chore_id: str, data: bytes) -> Location:
+        file = self._driver_segment()
+        name = f"{SEGMENTS_NAME}/{Path(file.name).name}"
+        return segments.append(file, name, kind, chore_id, f"e{self.epoch}", data)
+
+    # -- chores
+
+    def put_payload(self, chore_id: str, directory: str | None, data: bytes) -> Location:
+        """Write a chore's pickled arguments."""
+        try:
+            if directory is None:
+                return self._append("chore", chore_id, data)
+            (self.path / directory).mkdir(parents=True, exist_ok=True)
+            name = f"{directory}/chore.pickle"
+            with (self.path / name).open("wb") as file:
+                file.write(data)
+            return location_of(name, data)
+        except OSError as error:
+            raise StorageError(storage_sentence(self.path, error)) from error
+
+    def put_metadata(self, chore_id: str, directory: str | None, metadata: dict[str, Any]) -> None:
+        """Write what a person debugging wants; replaced when the chore ends."""
+        try:
+            if directory is None:
+                self._append("metadata", chore_id, json.dumps(metadata, separators=(",", ":")).encode())
+            else:
+                replace_text(self.path / directory / "metadata.json", json.dumps(metadata, indent=1))
+        except OSError as error:
+            raise StorageError(storage_sentence(self.path, error)) from error
+
+    def put_function(self, name: str, data: bytes) -> str:
+        """Write a pickled callable once; returns its file name under ``out/registry``."""
+        path = self.path / OUT_NAME / "registry" / name
+        try:
+            beside = path.with_name(f".{name}.new")
+            beside.write_bytes(data)
+            os.replace(beside, path)
+        except OSError as error:
+            raise StorageError(storage_sentence(path, error)) from error
+        return name
+
+    def flush(self) -> None:
+        """Hand what was packed to the operating system; before any journal record that points to it."""
+        if self._segment is not None:
+            try:
+                self._segment.flush()
+            except OSError as error:
+                raise StorageError(storage_sentence(Path(self._segment.name), error)) from error
+
+    def sync(self) -> None:
+        """Put what was packed on the disk."""
+        if self._segment is not None:
+            self.flush()
+            os.fdatasync(self._segment.fileno())
+
+    # -- results
+
+    def accept(self, attempt: Attempt, directory: str | None, result: Location | None) -> Location | None:
+        """Give the files of an accepted attempt their final names; the result's final location."""
+        if directory is None:
+            return result
+        folder = self.path / directory
+        for name in TAGGED:
+            # the streams may be absent, and after a crash the rename may have been done already
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(folder / f"{name}.{attempt.tag}", folder / name)
+        if result is None:
+            return None
+        return Location(f"{directory}/{TAGGED[0]}", result.offset, result.length, result.crc)
+
+    def read(self, where: Location) -> bytes:
+        """The bytes at a location, checked."""
+        return read(self.path, where)
+
+    def close(self) -> None:
+        """Close the driver's segment."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None

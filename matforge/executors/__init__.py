@@ -1,0 +1,1 @@
+"""Who starts agents and jobs; the contract is :mod:`matforge.executors.protocol`."""

@@ -1,0 +1,154 @@
+"""The driver's side of the wire: tasks become messages, messages become reports.
+
+Used by every executor that has agents. Costs of the driver per chore are made here, so records
+are small lists, handles are integers, and what many tasks share (a profile) travels once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matforge.executors.protocol import Finished, Lost, Report, Started, Task
+from matforge.model import Attempt, Failure, FailureKind, Lane, Location, Resources, Usage
+from matforge.worker.wire import FINISHED, STARTED, Profile, encode
+
+
+def profile_of(resources: Resources, *, command: bool, job: bool) -> Profile:
+    """What a slot must be for a task.
+
+    Parameters
+    ----------
+    command : bool
+        Whether the task is an executable chore.
+    job : bool
+        Whether it belongs to the job lane.
+    """
+    ranks = resources.num_tasks > 1 or resources.mpi
+    return Profile(
+        num_tasks=resources.num_tasks,
+        cores_per_task=resources.cores_per_task,
+        gpus_per_task=resources.gpus_per_task,
+        mpi=resources.mpi,
+        env=dict(resources.env or {}),
+        inherit_env=resources.inherit_env,
+        once=not command and not ranks and (job or resources.isolated),
+        command=command,
+    )
+
+
+class AgentLink:
+    """What the driver knows of one agent: its tasks in flight, and the profiles it has been told."""
+
+    def __init__(self) -> None:
+        self.host = ""
+        self.in_flight: dict[int, Attempt] = {}
+        self._handles: dict[Attempt, int] = {}
+        self._next = 0
+        self._profiles: dict[Any, int] = {}
+        self._told: set[int] = set()
+        # keyed by identity, because most tasks share one Resources object; the object is kept alive
+        self._by_identity: dict[tuple[int, bool, bool], tuple[int, Resources]] = {}
+        self._described: dict[int, dict[str, Any]] = {}
+
+    def _profile(self, task: Task) -> int:
+        command, job = task.function is None, task.lane is Lane.JOB
+        short = (id(task.resources), command, job)
+        known = self._by_identity.get(short)
+        if known is not None:
+            return known[0]
+        profile = profile_of(task.resources, command=command, job=job)
+        described = profile.as_dict()
+        number = self._profiles.setdefault(json.dumps(described, sort_keys=True), len(self._profiles))
+        self._described[number] = described
+        if len(self._by_identity) > 4096:
+            self._by_identity.clear()
+        self._by_identity[short] = (number, task.resources)
+        return number
+
+    def tasks_message(self, tasks: Iterable[Task]) -> list[bytes]:
+        """Frames that hand ``tasks`` to the agent."""
+        blobs: list[bytes] = []
+        lines = []
+        profiles: dict[str, dict[str, Any]] = {}
+        for task in tasks:
+            number = self._profile(task)
+            if number not in self._told:
+                self._told.add(number)
+                profiles[str(number)] = self._described[number]
+            handle = self._next
+            self._next += 1
+            attempt = task.attempt
+            self.in_flight[handle] = attempt
+            self._handles[attempt] = handle
+            payload: Any = task.payload
+            if isinstance(payload, Location):
+                payload = payload.as_list()
+            else:
+                blobs.append(payload)
+                payload = len(payload)
+            lines.append(
+                (
+                    handle, number, attempt.chore_id, attempt.tag, task.function, payload, task.command,
+                    [where.as_list() for where in task.inputs] if task.inputs else None,
+                    task.directory, task.seed,
+                )
+            )  # fmt: skip
+        return [encode({"t": "tasks", "profiles": profiles, "tasks": lines}), b"".join(blobs)]
+
+    def cancel_message(self, attempts: Iterable[Attempt]) -> list[bytes] | None:
+        """Frames that cancel those of ``attempts`` which are in flight here; None if none is."""
+        handles = [h for h in map(self._handles.get, attempts) if h is not None]
+        return [encode({"t": "cancel", "h": handles})] if handles else None
+
+    def _take(self, handle: int) -> Attempt | None:
+        attempt = self.in_flight.pop(handle, None)
+        if attempt is not None:
+            self._handles.pop(attempt, None)
+        return attempt
+
+    def reports(self, message: dict[str, Any], frames: Sequence[bytes]) -> list[Report]:
+        """The reports in a ``reports`` message; those of unknown attempts are dropped."""
+        found: list[Report] = []
+        inlines, offset = frames[1], 0
+        for line in message["r"]:
+            kind, handle = line[0], line[1]
+            if kind == STARTED:
+                begun = self.in_flight.get(handle)
+                if begun is not None:
+                    found.append(Started(begun, self.host, line[2]))
+                continue
+            attempt = self._take(handle)
+            if kind == FINISHED:
+                end = offset + line[4]
+                if attempt is not None:
+                    found.append(self._finished(attempt, line, inlines[offset:end]))
+                offset = end
+            elif attempt is not None:
+                found.append(Lost(attempt, Failure.from_dict(line[2])))
+        return found
+
+    def _finished(self, attempt: Attempt, line: list[Any], inline: bytes) -> Finished:
+        _, _, usage, where, _, report, failure, printed = line
+        return Finished(
+            attempt,
+            Usage(self.host, *usage),
+            Location(*where) if where else None,
+            inline or None,
+            report or {},
+            Failure.from_dict(failure) if failure else None,
+            printed,
+        )
+
+    def lose_all(self, failure: Failure) -> list[Report]:
+        """Reports that say that everything in flight was lost with the agent."""
+        lost: list[Report] = [Lost(attempt, failure) for attempt in self.in_flight.values()]
+        self.in_flight.clear()
+        self._handles.clear()
+        return lost
+
+
+def node_lost(reason: str, stderr: str = "") -> Failure:
+    """The failure of what was in flight on an agent that is gone."""
+    return Failure(FailureKind.NODE_LOST, reason, stderr=stderr)

@@ -1,0 +1,429 @@
+"""This machine as an executor: one agent, a child of the driver, and its slots.
+
+Driver and agent talk over a socket file in a private directory. Each holds a pipe whose end of file
+tells it at once that the other has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import zmq
+
+from matforge._version import __version__
+from matforge.executors.channel import AgentLink, node_lost
+from matforge.executors.protocol import Capacity, ExecutorFailed, Lost, Report, RunContext, Task
+from matforge.model import Attempt, Failure, FailureKind, MatForgeError, UsageError
+from matforge.worker import processes
+from matforge.worker.wire import AgentConfig, encode, python_arguments
+
+_SOCKET_PATH_LIMIT = 100
+"""Longest path of a socket file, a little below what systems allow."""
+_RESTARTS = 3
+_RESTART_WINDOW_S = 60.0
+_CLOSE_S = 10.0
+
+
+class _Agent:
+    """The agent's process and the driver's ends of its two pipes."""
+
+    def __init__(self, number: int, home: Path, process: subprocess.Popen[bytes], ours: int, its: int, token: str):
+        self.number = number
+        self.home = home
+        self.process = process
+        self.write_end = ours
+        self.read_end = its
+        self.token = token
+        self.identity = f"agent-{number}".encode()
+        self.link = AgentLink()
+        self.connected = False
+
+    def end(self) -> str:
+        """Make sure that nothing of it is left; the tail of what it wrote to standard error."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        processes.sweep(self.token)
+        for descriptor in (self.write_end, self.read_end):
+            os.close(descriptor)
+        stderr = processes.tail(self.home / "agent.err")
+        shutil.rmtree(self.home, ignore_errors=True)
+        return stderr
+
+
+class LocalExecutor:
+    """Runs chores on this machine.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Cores' worth of chores that run at a time; may exceed the cores there are. Default: the
+        cores that this process may use.
+    gpus : int
+        GPUs that chores may ask for.
+    set_cpu_affinity : bool
+        Whether each slot is pinned to its cores.
+    sync : bool
+        Whether every result is put on the disk before it counts (``durability="power"``).
+    lease : float
+        Seconds of an agent's silence after which it is lost.
+    max_chores, max_rss : int
+        A slot is replaced after so many chores, or when it occupies more bytes than this (0: its
+        share of the memory there is).
+    python : str, optional
+        The interpreter of the workers; default: the driver's.
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        gpus: int = 0,
+        *,
+        set_cpu_affinity: bool = False,
+        sync: bool = False,
+        lease: float = 10.0,
+        max_chores: int = 10_000,
+        max_rss: int = 0,
+        python: str | None = None,
+    ) -> None:
+        self._cores = processes.usable_cores()
+        self._workers = len(self._cores) if workers is None else workers
+        for label, value, least in (("workers", self._workers, 1), ("gpus", gpus, 0), ("max_chores", max_chores, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UsageError(f"{label} must be a whole number of at least {least}, not {value!r}.")
+        if not lease > 0:
+            raise UsageError(f"lease must be a positive number of seconds, not {lease!r}.")
+        self._gpus = _gpu_names(gpus)
+        self._affinity = set_cpu_affinity
+        self._sync = sync
+        self._lease = lease
+        self._max_chores = max_chores
+        self._max_rss = max_rss or int(0.8 * processes.memory_limit() / self._workers)
+        self._python = python or sys.executable
+        self._context: RunContext | None = None
+        self._agent: _Agent | None = None
+        self._count = 0
+        self._restarts: deque[float] = deque()
+        self._backlog: list[Task] = []
+        self._ready: list[Report] = []
+        self._failed: Failure | None = None
+        self._heard = self._polled = self._beat = 0.0
+        self._closed = False
+        self._look = 0.0
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+
+    # -- start
+
+    def start(self, context: RunContext) -> None:
+        """Start the agent; returns at once.
+
+        Raises
+        ------
+        MatForgeError
+            If the executor was started before.
+        """
+        if self._context is not None:
+            raise MatForgeError("An executor serves one run; make another one for another run.")
+        self._context = context
+        self._zmq = zmq.Context(io_threads=1)
+        self._socket: zmq.Socket[bytes] = self._zmq.socket(zmq.ROUTER)
+        for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
+            self._socket.setsockopt(option, 0)
+        self._home = _private_directory()
+        self._endpoint = f"ipc://{self._home}/driver"
+        self._socket.bind(self._endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._start_agent()
+
+    def _start_agent(self) -> None:
+        now = time.monotonic()
+        self._count += 1
+        home = self._home / str(self._count)
+        home.mkdir(mode=0o700)
+        read_ours, write_theirs = os.pipe()
+        read_theirs, write_ours = os.pipe()
+        token = secrets.token_hex(8)
+        config_path = home / "agent.json"
+        self._config(home, token, read_theirs).save(config_path)
+        environment = {**os.environ, processes.TOKEN: token}
+        try:
+            with (home / "agent.err").open("wb") as err:
+                process = subprocess.Popen(
+                    python_arguments(self._python, "agent", str(config_path)),
+                    stdin=subprocess.DEVNULL, stdout=err, stderr=err, cwd=home, env=environment,
+                    pass_fds=(read_theirs, write_theirs), start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            os.close(read_ours)
+            os.close(write_ours)
+            self._fail(f"{self._python} cannot be started: {error.strerror or error}.", "")
+            return
+        finally:
+            os.close(read_theirs)
+            os.close(write_theirs)
+        self._agent = _Agent(self._count, home, process, write_ours, read_ours, token)
+        self._poller.register(read_ours, zmq.POLLIN)
+        self._heard = self._polled = self._beat = now
+
+    def _config(self, home: Path, token: str, lifeline: int) -> AgentConfig:
+        assert self._context is not None
+        return AgentConfig(
+            run_dir=str(self._context.run_dir.resolve()),
+            epoch=self._context.epoch,
+            agent=self._count,
+            endpoint=self._endpoint,
+            identity=f"agent-{self._count}",
+            token=token,
+            scratch=str(home),
+            workers=self._workers,
+            cores=self._cores,
+            gpus=self._gpus,
+            affinity=self._affinity,
+            sync=self._sync,
+            environment=dict(self._context.environment),
+            sys_path=[entry or os.getcwd() for entry in sys.path],
+            python=self._python,
+            parent=os.getpid(),
+            lifeline=lifeline,
+            beat_s=min(1.0, self._lease / 5),
+            max_chores=self._max_chores,
+            max_rss=self._max_rss,
+        )
+
+    # -- the protocol
+
+    def capacity(self) -> Capacity:
+        """One node with as many cores as there are workers."""
+        gpus = len(self._gpus)
+        return Capacity(
+            1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers)
+        )
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Hand tasks to the agent, or keep them until it has started."""
+        if not tasks:
+            return
+        if self._failed is not None:
+            self._ready += [Lost(task.attempt, self._failed) for task in tasks]
+        elif self._agent is not None and self._agent.connected:
+            self._send(self._agent, self._agent.link.tasks_message(tasks))
+        else:
+            self._backlog += tasks
+
+    def cancel(self, attempts: Iterable[Attempt]) -> None:
+        """Stop attempts; see the protocol."""
+        wanted = set(attempts)
+        if self._backlog:
+            from matforge.executors.protocol import Finished
+            from matforge.model import Usage
+
+            kept = []
+            for task in self._backlog:
+                if task.attempt in wanted:
+                    failure = Failure(
+                        FailureKind.CANCELLED, f"{task.attempt.chore_id}: it was cancelled before it ran."
+                    )
+                    self._ready.append(Finished(task.attempt, Usage(), failure=failure))
+                else:
+                    kept.append(task)
+            self._backlog = kept
+        if self._agent is not None:
+            message = self._agent.link.cancel_message(wanted)
+            if message is not None:
+                self._send(self._agent, message)
+
+    def poll(self, timeout: float | None) -> list[Report]:
+        """Reports that have arrived; see the protocol."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            now = time.monotonic()
+            if self._context is not None and not self._closed:
+                self._hear(now)
+                self._look_after_agent(now)
+            if self._ready:
+                reports, self._ready = self._ready, []
+                self._polled = time.monotonic()
+                return reports
+            left = self._lease / 5 if deadline is None else min(deadline - now, self._lease / 5)
+            if left <= 0 or self._wait(left):
+                self._polled = time.monotonic()
+                return []
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait for anything; whether :meth:`wake` was called."""
+        begun = time.monotonic()
+        if self._context is None or self._closed:
+            ready = dict(_wake_poller(self._wake_read).poll(seconds * 1000))
+        else:
+            ready = dict(self._poller.poll(seconds * 1000))
+        self._polled = time.monotonic()
+        overslept = self._polled - begun - seconds
+        if overslept > self._lease / 10:  # the whole machine, or this process, stood still
+            self._heard += overslept
+        if self._agent is not None and self._agent.read_end in ready:
+            self._look = 0.0
+        if self._wake_read not in ready:
+            return False
+        with suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+        return True
+
+    def wake(self) -> None:
+        """Make a waiting :meth:`poll` return."""
+        with suppress(BlockingIOError, OSError):
+            os.write(self._wake_write, b"w")
+
+    def now(self) -> float:
+        """Unix time."""
+        return time.time()
+
+    # -- the agent
+
+    def _send(self, agent: _Agent, frames: list[bytes]) -> None:
+        self._beat = time.monotonic()
+        with suppress(zmq.ZMQError):  # an agent that has just ended: that is noticed elsewhere
+            self._socket.send_multipart([agent.identity, *frames], zmq.NOBLOCK)
+
+    def _hear(self, now: float) -> None:
+        """Read all messages that are there."""
+        # time that the driver spent elsewhere, or stopped, is not the agent's silence
+        gap = now - self._polled
+        if gap > self._lease / 10:
+            self._heard += gap
+        self._polled = now
+        while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+            identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            agent = self._agent
+            if agent is None or identity != agent.identity:
+                continue  # the last words of an agent that was given up
+            self._heard = now
+            message = json.loads(frames[0])
+            kind = message["t"]
+            if kind == "reports":
+                self._ready += agent.link.reports(message, frames)
+            elif kind == "hello":
+                self._welcome(agent, message)
+            elif kind == "failed":
+                self._give_up(Failure.from_dict(message["failure"]))
+
+    def _welcome(self, agent: _Agent, message: dict[str, str]) -> None:
+        if message["version"] != __version__:
+            self._give_up(
+                Failure(
+                    FailureKind.START_FAILED,
+                    f"The agent on {message['host']} is MatForge {message['version']}, the driver {__version__}.",
+                )
+            )
+            return
+        agent.link.host = message["host"]
+        agent.connected = True
+        backlog, self._backlog = self._backlog, []
+        if backlog:
+            self._send(agent, agent.link.tasks_message(backlog))
+
+    def _look_after_agent(self, now: float) -> None:
+        agent = self._agent
+        if agent is None or now < self._look:
+            return
+        self._look = now + self._lease / 10
+        if agent.process.poll() is not None:
+            self._lose_agent(f"its agent ended with exit code {agent.process.returncode}", now)
+        elif now - self._heard > self._lease:
+            self._lose_agent(f"its agent was silent for {self._lease:g} seconds", now)
+        elif agent.connected and now - self._beat > 1.0:
+            self._send(agent, [encode({"t": "beat"})])
+
+    def _lose_agent(self, reason: str, now: float) -> None:
+        """Everything in flight is lost; start another agent, unless that has happened too often."""
+        agent, self._agent = self._agent, None
+        assert agent is not None
+        self._poller.unregister(agent.read_end)
+        stderr = agent.end()
+        self._ready += agent.link.lose_all(node_lost(f"The node was lost: {reason}.", stderr))
+        self._restarts.append(now)
+        while self._restarts and now - self._restarts[0] > _RESTART_WINDOW_S:
+            self._restarts.popleft()
+        if len(self._restarts) >= _RESTARTS:
+            self._fail(f"The agent on this machine has ended {_RESTARTS} times: {reason}.", stderr)
+        else:
+            self._start_agent()
+
+    def _fail(self, message: str, stderr: str) -> None:
+        last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "")
+        said = f" It said: {last.strip()[:300]}" if last else ""
+        self._give_up(Failure(FailureKind.START_FAILED, message + said, stderr=stderr))
+
+    def _give_up(self, failure: Failure) -> None:
+        self._failed = failure
+        self._ready.append(ExecutorFailed(failure))
+        lost: list[Report] = [Lost(task.attempt, failure) for task in self._backlog]
+        if self._agent is not None:
+            lost += self._agent.link.lose_all(failure)
+        self._backlog.clear()
+        self._ready += lost
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the agent and all its slots; see the protocol."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._agent is not None:
+            agent, self._agent = self._agent, None
+            self._send(agent, [encode({"t": "bye", "kill": kill})])
+            os.set_blocking(agent.read_end, True)
+            if not agent.connected:
+                # it has not begun to listen, and has no slots
+                agent.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                agent.process.wait(_CLOSE_S)
+            agent.end()
+        if self._context is not None:
+            self._socket.close()
+            self._zmq.term()
+            shutil.rmtree(self._home, ignore_errors=True)
+        for descriptor in (self._wake_read, self._wake_write):
+            os.close(descriptor)
+
+
+def _wake_poller(descriptor: int) -> zmq.Poller:
+    poller = zmq.Poller()
+    poller.register(descriptor, zmq.POLLIN)
+    return poller
+
+
+def _gpu_names(count: int) -> list[str]:
+    """What ``CUDA_VISIBLE_DEVICES`` calls the first ``count`` GPUs that the driver itself may see."""
+    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    return visible[:count] if len(visible) >= count else [str(i) for i in range(count)]
+
+
+def _private_directory() -> Path:
+    """A fresh directory for this user only, with a path short enough for sockets."""
+    path = tempfile.mkdtemp(prefix="mf-")
+    if len(path) + 16 > _SOCKET_PATH_LIMIT:
+        os.rmdir(path)
+        path = tempfile.mkdtemp(prefix="mf-", dir="/tmp")
+    return Path(path)

@@ -1,0 +1,374 @@
+"""The driver's loop: executor reports in, strategy's answers in, tasks and journal records out.
+
+One thread, no locks but one: everything that changes the run happens in :meth:`FluxManager.run`.
+Other threads only put requests into a queue and wake the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from matforge.chore import Chore
+from matforge.engine import arbitration, graph
+from matforge.engine.lock import LockedError, RunLock
+from matforge.engine.run import Ending, Run
+from matforge.engine.status import Counters, StatusWriter
+from matforge.engine.store import StorageError, storage_sentence
+from matforge.executors.protocol import (
+    CapacityChanged,
+    Executor,
+    ExecutorFailed,
+    Finished,
+    Lost,
+    Report,
+    RunContext,
+    Started,
+    Task,
+)
+from matforge.model import Attempt, ChoreState, RunState
+from matforge.steering import Answer, Entry, Steering
+from matforge.strategy import FutureProcessingStrategy
+
+log = logging.getLogger("matforge")
+
+IDLE_POLL_S = 5.0
+"""Longest wait for a report; the lock is renewed and the status looked at in between."""
+METADATA_VERSION = 1
+
+
+class FluxManager:
+    """Runs one run to its end.
+
+    Parameters
+    ----------
+    run : Run
+        The run, new or replayed.
+    executor : Executor
+        Not yet started.
+    strategy : FutureProcessingStrategy
+        Its state already restored.
+    functions : mapping
+        What may be spawned.
+    status : StatusWriter
+    lock : RunLock, optional
+        Held by the caller; renewed here.
+    context : RunContext
+        Passed to the executor.
+    fresh : bool
+        Whether the strategy is still to be asked what to do at the start.
+    on_end : callable, optional
+        Called in the manager's thread for every chore that has ended, after it was journalled.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        executor: Executor,
+        strategy: FutureProcessingStrategy,
+        functions: Mapping[str, Entry],
+        *,
+        status: StatusWriter,
+        context: RunContext,
+        lock: RunLock | None = None,
+        fresh: bool = True,
+        on_end: Callable[[Ending], None] | None = None,
+    ) -> None:
+        self.engine = run
+        self.status = status
+        self._executor = executor
+        self._strategy = strategy
+        self._steering = Steering(strategy, run, functions, executor.wake)
+        self._context = context
+        self._functions = functions
+        self._lock = lock
+        self._fresh = fresh
+        self._on_end = on_end
+        self._requests: deque[tuple[str, Any]] = deque()
+        self._asked = 0
+        """Endings at the front of the outbox that were put to the strategy."""
+        self._mean_wall: float | None = None
+        self._finished = False
+        self._interrupted: str | None = None
+        self.problem: str | None = None
+        """One sentence about why the run could not go on, if it could not."""
+        self.strategy_errors: list[str] = []
+        self.done = threading.Event()
+
+    # -- requests from other threads
+
+    def interrupt(self, reason: str) -> None:
+        """End the run soon, resumable; callable from any thread and from signal handlers."""
+        self._requests.append(("interrupt", reason))
+        self._executor.wake()
+
+    def cancel(self, chore_id: str) -> None:
+        """Cancel a chore; callable from any thread."""
+        self._requests.append(("cancel", chore_id))
+        self._executor.wake()
+
+    # -- the loop
+
+    def run(self) -> RunState:
+        """Drain the graph.
+
+        Returns
+        -------
+        RunState
+            ``COMPLETED``, ``FAILED`` (a chore or the strategy failed, or nothing could be run) or
+            ``INTERRUPTED`` (can be resumed).
+        """
+        try:
+            self._begin()
+            while not (self._finished or self._interrupted or self.problem):
+                self._take_requests()
+                self._dispatch()
+                self._settle()
+                for report in self._executor.poll(self._patience()):
+                    self._absorb(report)
+                self._settle()
+                self._write_out()
+        except (StorageError, LockedError) as error:
+            self._interrupted = str(error)
+        except OSError as error:
+            self._interrupted = storage_sentence(self.engine.store.path, error)
+        finally:
+            self._end()
+        return self.status.state
+
+    def _begin(self) -> None:
+        self._executor.start(self._context)
+        capacity = self._executor.capacity()
+        self.status.allocation = {
+            "nodes": capacity.nodes,
+            "cores_per_node": capacity.cores_per_node,
+            "gpus_per_node": capacity.gpus_per_node,
+            "total_cores": capacity.total_cores,
+            "total_gpus": capacity.total_gpus,
+        }
+        self._capacity = capacity
+        self.status.state = RunState.RUNNING
+        if self._fresh:
+            self._steering.ask(None)
+        self._settle()
+        self._write_out(force=True)
+
+    def _take_requests(self) -> None:
+        while self._requests:
+            kind, value = self._requests.popleft()
+            if kind == "interrupt":
+                self._interrupted = value
+            elif value in self.engine.records:
+                self._perform(self.engine.cancel(value))
+
+    def _patience(self) -> float:
+        """How long the next poll may wait."""
+        if self._finished or self._requests:
+            return 0.0
+        now = self._executor.now()
+        waits = [IDLE_POLL_S]
+        if (due := self.engine.journal.sync_due) is not None:
+            waits.append(due - now)
+        if self.status.changed(self._counters()):
+            waits.append(self.status.due() - now)
+        return max(0.0, min(waits))
+
+    def _write_out(self, *, force: bool = False) -> None:
+        now = self._executor.now()
+        self.engine.store.flush()
+        self.engine.journal.flush(now)
+        self.status.write(self._counters(), now, force=force)
+        if self._lock is not None:
+            self._lock.renew(now)
+
+    # -- dispatch
+
+    def _dispatch(self) -> None:
+        run, total = self.engine, self._capacity.total_cores
+        depth = min(self._capacity.queue_depth, arbitration.queue_depth(self._mean_wall, total))
+        if not self._strategy.backfill:
+            if run.cores_in_flight:
+                return
+            depth = run.graph.counts[ChoreState.READY] * total  # a whole wave
+        tasks: list[Task] = []
+        while (chore_id := run.graph.next_ready()) is not None:
+            cores = run.records[chore_id].chore.resources.cores
+            if not arbitration.fits_now(run.cores_in_flight, cores, total, depth):
+                break
+            submit = run.submit_next()
+            assert submit is not None
+            tasks.append(self._task(run.records[submit.id].chore, submit.number))
+        if tasks:
+            run.store.flush()
+            run.journal.flush(self._executor.now())
+            self._executor.submit(tasks)
+
+    def _task(self, chore: Chore, number: int) -> Task:
+        run = self.engine
+        record = run.records[chore.id]
+        inputs = []
+        for name in chore.inputs:
+            where = run.records[name].result
+            assert where is not None, f"{chore.id} is ready, but {name} has no result"
+            inputs.append(where)
+        payload = run.small_payloads.pop(chore.id, None)
+        return Task(
+            attempt=Attempt(chore.id, run.epoch, number),
+            name=chore.name,
+            resources=chore.resources,
+            lane=chore.lane,
+            function=self._functions[chore.function].file if chore.function else None,
+            payload=payload if payload is not None else chore.payload,
+            inputs=tuple(inputs),
+            directory=record.directory,
+            seed=chore.seed,
+        )
+
+    def _perform(self, instructions: list[graph.Instruction]) -> None:
+        attempts = [
+            Attempt(i.id, self.engine.epoch, i.number) for i in instructions if isinstance(i, graph.Cancel)
+        ]
+        if attempts:
+            self._executor.cancel(attempts)
+
+    # -- reports
+
+    def _absorb(self, report: Report) -> None:
+        if isinstance(report, Finished):
+            self._absorb_finished(report)
+        elif isinstance(report, Started):
+            if report.attempt.epoch == self.engine.epoch:
+                self.engine.graph.handle(graph.Started(report.attempt.chore_id, report.attempt.number))
+        elif isinstance(report, Lost):
+            if self.engine.is_current(report.attempt):
+                log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
+                self.engine.lost(report.attempt, report.failure)
+        elif isinstance(report, CapacityChanged):
+            self._capacity = self._executor.capacity()
+        elif isinstance(report, ExecutorFailed):
+            self.problem = report.failure.message
+            log.error("the executor failed: %s\n%s", report.failure.message, report.failure.stderr)
+
+    def _absorb_finished(self, report: Finished) -> None:
+        if not self.engine.is_current(report.attempt):
+            log.info("a late report of %s %s is discarded", report.attempt.chore_id, report.attempt.tag)
+            return
+        wall = report.usage.wall_s
+        self._mean_wall = wall if self._mean_wall is None else 0.9 * self._mean_wall + 0.1 * wall
+        if report.failure is not None:
+            self.engine.failed(report.attempt, report.failure, report.usage)
+            return
+        assert report.result is not None
+        self.engine.succeeded(
+            report.attempt, report.result, report=report.report, usage=report.usage, inline=report.inline
+        )
+
+    # -- the strategy
+
+    def _settle(self) -> None:
+        """Put new endings to the strategy, apply its answers, and see whether all is done."""
+        run = self.engine
+        while True:
+            while self._asked < len(run.outbox):
+                self._steering.ask(run.outbox[self._asked])
+                self._asked += 1
+            answers = self._steering.collect()
+            if not answers:
+                break
+            for answer in answers:
+                self._apply(answer)
+        if not run.outbox and not self._steering.outstanding:
+            done = run.graph.handle(graph.Settled())
+            self._finished = self._finished or any(isinstance(i, graph.Finish) for i in done)
+
+    def _apply(self, answer: Answer) -> None:
+        if answer.error:
+            self.strategy_errors.append(answer.error)
+            self.status.extra["strategy_errors"] = self.strategy_errors[-20:]
+        if answer.ending is None:
+            _, instructions = self.engine.decide(answer.steps, state=answer.state, origin="start")
+        else:
+            _, instructions = self.engine.settle(
+                answer.ending, answer.steps, state=answer.state, error=answer.error
+            )
+            self._asked -= 1
+            self._tell(answer.ending)
+        self._perform(instructions)
+
+    def _tell(self, ending: Ending) -> None:
+        """Metadata, status and whoever waits: only after the ending is in the journal's queue."""
+        run, chore = self.engine, ending.chore
+        record = run.records[chore.id]
+        if ending.failure is not None and ending.state is ChoreState.FAILED:
+            self.status.failed(chore.id, ending.failure, self._executor.now())
+            log.warning("%s failed (%s): %s", chore.id, ending.failure.kind.value, ending.failure.message)
+        run.store.put_metadata(chore.id, record.directory, self._metadata(ending))
+        record.attempts = []
+        run.small_payloads.pop(chore.id, None)
+        if self._on_end is not None:
+            self._on_end(ending)
+
+    def _metadata(self, ending: Ending) -> dict[str, Any]:
+        chore = ending.chore
+        return {
+            "format_version": METADATA_VERSION,
+            "chore_id": chore.id,
+            "key": chore.key,
+            "name": chore.name,
+            "function": chore.function,
+            "resources": chore.resources.as_dict(),
+            "dependencies": list(chore.inputs),
+            "parent": chore.parent,
+            "seed": chore.seed,
+            "state": ending.state.value,
+            "failure": ending.failure.as_dict() if ending.failure else None,
+            "report": dict(ending.report),
+            "result": ending.result.as_list() if ending.result else None,
+            "attempts": self.engine.records[chore.id].attempts,
+        }
+
+    # -- the end
+
+    def _counters(self) -> Counters:
+        counts = self.engine.graph.counts
+        busy = self.engine.cores_in_flight
+        total = self.status.allocation.get("total_cores", 0)
+        return Counters(
+            ready=counts[ChoreState.READY],
+            blocked=counts[ChoreState.BLOCKED],
+            running=counts[ChoreState.RUNNING],
+            completed=counts[ChoreState.COMPLETED],
+            failed=counts[ChoreState.FAILED],
+            cancelled=counts[ChoreState.CANCELLED],
+            free_cores=max(0, total - busy),
+            free_gpus=self.status.allocation.get("total_gpus", 0),
+        )
+
+    def _end(self) -> None:
+        """Leave nothing behind: no process, no unwritten record, no lock."""
+        self._executor.close(kill=not self._finished)
+        self._steering.close()
+        counts = self.engine.graph.counts
+        if self._finished:
+            bad = counts[ChoreState.FAILED] or self.strategy_errors
+            self.status.state = RunState.FAILED if bad else RunState.COMPLETED
+        else:
+            self.status.state = RunState.FAILED if self.problem else RunState.INTERRUPTED
+            self.problem = self.problem or self._interrupted
+        try:
+            if self._finished:
+                self.engine.journal.append({"e": "state", "s": self.status.state.value})
+            self.engine.store.close()
+            self.engine.journal.close()
+            self.status.write(self._counters(), self._executor.now(), force=True)
+        except OSError as error:
+            self.problem = storage_sentence(self.engine.store.path, error)
+            if self.status.state is RunState.COMPLETED:
+                self.status.state = RunState.INTERRUPTED
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+            self.done.set()

@@ -1,0 +1,308 @@
+"""The nouns every other room uses: references, resources, attempts and failures.
+
+Nothing here performs anything, and nothing here imports another MatForge module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum, auto
+from typing import Any, Protocol
+
+
+class MatForgeError(Exception):
+    """Base of the errors that MatForge raises on purpose; the text is one sentence for a person."""
+
+
+class UsageError(MatForgeError, ValueError):
+    """A request that is wrong, or that can never be met; told before work starts (exit code 2)."""
+
+
+class ChoreType(StrEnum):
+    """What a chore runs."""
+
+    PYTHON = auto()
+    EXECUTABLE = auto()
+
+
+class Lane(StrEnum):
+    """How a chore is executed: on a warm slot, or as a process (or Flux job) of its own."""
+
+    WARM = auto()
+    JOB = auto()
+
+
+class ChoreState(StrEnum):
+    """States of a chore; the last three are final.
+
+    ``BLOCKED`` waits for other chores, ``READY`` for room, ``RUNNING`` has been given to the
+    executor (it may still queue there).
+    """
+
+    BLOCKED = auto()
+    READY = auto()
+    RUNNING = auto()
+    COMPLETED = auto()
+    FAILED = auto()
+    CANCELLED = auto()
+
+    @property
+    def final(self) -> bool:
+        """Whether a chore in this state will never change again."""
+        return self in (ChoreState.COMPLETED, ChoreState.FAILED, ChoreState.CANCELLED)
+
+
+class RunState(StrEnum):
+    """States of a run, as written to ``status.json``."""
+
+    INITIALIZING = auto()
+    RUNNING = auto()
+    COMPLETED = auto()
+    FAILED = auto()
+    INTERRUPTED = auto()
+
+
+class FailureKind(StrEnum):
+    """Why a chore did not succeed: a closed set that records, tests and pages share."""
+
+    EXCEPTION = "exception"
+    EXIT_CODE = "exit code"
+    SIGNAL = "signal"
+    OUT_OF_MEMORY = "out of memory"
+    TIMEOUT = "timeout"
+    CANNOT_LOAD = "cannot load"
+    CANNOT_PICKLE_RESULT = "cannot pickle the result"
+    STORAGE = "storage"
+    START_FAILED = "start failed"
+    WORKER_LOST = "worker lost"
+    NODE_LOST = "node lost"
+    WALLTIME = "walltime"
+    DEPENDENCY_FAILED = "dependency failed"
+    DOES_NOT_FIT = "does not fit"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why one attempt or one chore failed, with the evidence."""
+
+    kind: FailureKind
+    message: str
+    traceback: str = ""
+    stderr: str = ""
+    """The tail of what the attempt wrote to its standard error."""
+    exit_code: int | None = None
+    signal: int | None = None
+    root: str | None = None
+    """For ``DEPENDENCY_FAILED``: id of the chore whose failure started it."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without the fields that say nothing."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, "")}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Failure:
+        """Inverse of :meth:`as_dict`; keys of later versions are ignored."""
+        known = {k: data[k] for k in cls.__slots__ if k in data}
+        return cls(**{**known, "kind": FailureKind(data["kind"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """``length`` bytes at ``offset`` of the file ``path`` (relative to the run directory)."""
+
+    path: str
+    offset: int
+    length: int
+    crc: int
+    """CRC-32 of the bytes."""
+
+    def as_list(self) -> list[Any]:
+        """JSON form, short because the journal holds one for every result."""
+        return [self.path, self.offset, self.length, self.crc]
+
+    @classmethod
+    def from_list(cls, data: Any) -> Location:
+        """Inverse of :meth:`as_list`."""
+        path, offset, length, crc = data
+        return cls(str(path), int(offset), int(length), int(crc))
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Attempt:
+    """One try at one chore.
+
+    ``epoch`` counts the drivers a run has had (a resume starts a new one), so that an attempt
+    left over from a dead driver can never be taken for one of ours.
+    """
+
+    chore_id: str
+    epoch: int
+    number: int
+
+    @property
+    def tag(self) -> str:
+        """Short form for file names: ``e1a2``."""
+        return f"e{self.epoch}a{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one attempt took. Times are seconds, ``started_at`` is Unix time, memory is bytes."""
+
+    host: str = ""
+    slot: int = -1
+    started_at: float = 0.0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    max_rss: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types (written out: ``dataclasses.asdict`` copies deeply, once a chore)."""
+        return {
+            "host": self.host,
+            "slot": self.slot,
+            "started_at": self.started_at,
+            "wall_s": self.wall_s,
+            "cpu_s": self.cpu_s,
+            "max_rss": self.max_rss,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one chore occupies while it runs.
+
+    Parameters
+    ----------
+    num_tasks : int
+        Processes (MPI ranks); more than one sends the chore to the job lane.
+    cores_per_task, gpus_per_task : int
+        Cores (at least 1) and GPUs (0 means that none is visible) of each task.
+    mpi : bool
+        Whether the tasks are ranks of one MPI program.
+    env : mapping of str to str, optional
+        Environment variables of the chore.
+    inherit_env : bool
+        Whether the driver's environment is passed on beneath ``env``.
+    isolated : bool
+        Run in a process of its own that ends with the chore.
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range or of the wrong type.
+    """
+
+    num_tasks: int = 1
+    cores_per_task: int = 1
+    gpus_per_task: int = 0
+    mpi: bool = False
+    env: Mapping[str, str] | None = None
+    inherit_env: bool = True
+    isolated: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_tasks", 1), ("cores_per_task", 1), ("gpus_per_task", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+        for name in ("mpi", "inherit_env", "isolated"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+        if self.env is not None and not all(
+            isinstance(k, str) and isinstance(v, str) for k, v in self.env.items()
+        ):
+            raise UsageError(f"env must map strings to strings, not {self.env!r}.")
+
+    @property
+    def cores(self) -> int:
+        """Cores of all tasks together."""
+        return self.num_tasks * self.cores_per_task
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of all tasks together."""
+        return self.num_tasks * self.gpus_per_task
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON types, only what differs from the default."""
+        default = type(self)()
+        out: dict[str, Any] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value != getattr(default, name):
+                out[name] = dict(value) if name == "env" else value
+        return out
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Resources:
+        """Inverse of :meth:`as_dict`."""
+        return cls(**data)
+
+
+class ResultReader(Protocol):
+    """Whatever can fetch a chore's result: a live run, or a run directory opened later."""
+
+    def read_result(self, chore_id: str) -> Any:
+        """The chore's result; raises if there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputReference:
+    """The result that a chore will have, usable as an argument of another chore.
+
+    Indexing gives a reference to a part (``ref[10:20]``, ``ref["energy"]``), which only the
+    worker that needs it will take out of the result.
+    """
+
+    chore_id: str
+    path: tuple[Any, ...] = ()
+    """Indices to apply to the result, in order."""
+    reader: ResultReader | None = field(default=None, compare=False, repr=False)
+
+    def __getitem__(self, index: Any) -> OutputReference:
+        return OutputReference(self.chore_id, (*self.path, index), self.reader)
+
+    def __iter__(self) -> Any:
+        raise TypeError(
+            f"The result of {self.chore_id} is not known yet, so it cannot be iterated over; "
+            "index it, or pass it on to a chore that iterates."
+        )
+
+    def result(self) -> Any:
+        """The value, if the chore has completed.
+
+        Raises
+        ------
+        MatForgeError
+            If the reference is not bound to a run, or the chore has no result.
+        """
+        if self.reader is None:
+            raise MatForgeError(
+                f"The reference to {self.chore_id} is not bound to a run here; pass it to a chore instead."
+            )
+        return apply_path(self.reader.read_result(self.chore_id), self.path)
+
+    def __reduce__(self) -> Any:
+        return (OutputReference, (self.chore_id, self.path))
+
+
+def apply_path(value: Any, path: Iterable[Any]) -> Any:
+    """Index ``value`` by each element of ``path`` in turn."""
+    for index in path:
+        value = value[index]
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class WithReport:
+    """Return this from a chore to give a strategy a small summary beside the result.
+
+    The strategy reads ``event.report`` without loading the result. Only plain JSON types, and
+    few of them: every report is written to the journal.
+    """
+
+    result: Any
+    report: Mapping[str, Any]

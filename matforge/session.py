@@ -1,0 +1,550 @@
+"""A run together with the thread that drives it: begun, reopened, waited for, interrupted.
+
+:func:`begin` makes a run directory and :func:`reopen` continues one from its journal alone, so
+resuming needs no script: functions, strategy and settings were stored when the run began.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matforge._version import __version__
+from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
+from matforge.engine import arbitration, journal
+from matforge.engine.lock import RunLock
+from matforge.engine.run import Ending, Run
+from matforge.engine.status import StatusWriter
+from matforge.engine.store import JOURNAL_NAME, LOCK_NAME, LOG_NAME, OUT_NAME, RunStore, create_run_dir
+from matforge.executors import choose
+from matforge.executors.protocol import Executor, RunContext
+from matforge.manager import FluxManager
+from matforge.model import ChoreState, Failure, MatForgeError, Resources, RunState, UsageError
+from matforge.steering import Entry
+from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_state
+
+log = logging.getLogger("matforge")
+
+STRATEGY_FILE = "strategy"
+DURABILITIES = ("process", "power")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is to be executed; stored with it, so that a resume needs none of it again."""
+
+    basedir: Path = Path(".")
+    name: str = "matforge"
+    campaign: str = ""
+    executor: str = "auto"
+    workers: int | None = None
+    layout: str = "auto"
+    log_delay: float = 5.0
+    durability: str = "process"
+    affinity: bool = False
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` before anything is made."""
+        choose.check(self.executor, self.workers)
+        if self.durability not in DURABILITIES:
+            raise UsageError(f"durability must be one of {', '.join(DURABILITIES)}, not {self.durability!r}.")
+        if not self.log_delay >= 0:
+            raise UsageError(f"log_delay must be a number of seconds, not {self.log_delay!r}.")
+
+
+class RunFailedError(MatForgeError):
+    """Chores failed; carries the results there are and every failure.
+
+    Attributes
+    ----------
+    results : Mapping
+        Chore id to result, of the chores that completed.
+    failures : dict
+        Chore id to :class:`~matforge.model.Failure`.
+    """
+
+    def __init__(self, message: str, results: Mapping[str, Any], failures: dict[str, Failure]) -> None:
+        super().__init__(message)
+        self.results = results
+        self.failures = failures
+
+
+class InterruptedRunError(MatForgeError):
+    """The run ended before its end and can be resumed."""
+
+
+class Results(Mapping[str, Any]):
+    """Chore id to result of what has completed; a result is read when it is asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __getitem__(self, chore_id: str) -> Any:
+        if chore_id not in self._session.results:
+            raise KeyError(chore_id)
+        return self._session.read_result(chore_id)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._session.results))
+
+    def __len__(self) -> int:
+        return len(self._session.results)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+@dataclass(eq=False)
+class Session:
+    """One run being driven by a thread of this process."""
+
+    run_dir: Path
+    manager: FluxManager
+    engine: Run
+    results: dict[str, Any] = field(default_factory=dict)
+    """Chore id to location of the result, of what has completed (and is journalled)."""
+    failures: dict[str, Failure] = field(default_factory=dict)
+    _thread: threading.Thread | None = None
+    _crash: BaseException | None = None
+    _ended: threading.Condition = field(default_factory=threading.Condition)
+
+    # -- life
+
+    def start(self) -> None:
+        """Drive the run in a thread; the process stays until it has ended."""
+        self._thread = threading.Thread(target=self._drive, name="matforge-manager")
+        self._thread.start()
+
+    def _drive(self) -> None:
+        try:
+            self.manager.run()
+        except BaseException as error:  # handed over to whoever waits
+            self._crash = error
+            log.exception("the manager failed")
+        finally:
+            self.manager.done.set()
+            with self._ended:
+                self._ended.notify_all()
+            _close_log(self.run_dir)
+
+    def wait(self, timeout: float | None = None) -> RunState:
+        """Wait for the end.
+
+        Raises
+        ------
+        TimeoutError
+            If the run has not ended in time; it goes on.
+        """
+        if not self.manager.done.wait(timeout):
+            raise TimeoutError(f"The run in {self.run_dir} has not ended after {timeout} s; it goes on.")
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if self._crash is not None:
+            raise self._crash
+        return self.manager.status.state
+
+    def interrupt(self, reason: str) -> None:
+        """End the run soon; it can be resumed."""
+        self.manager.interrupt(reason)
+
+    # -- what it has
+
+    def note(self, ending: Ending) -> None:
+        """Called in the manager's thread for each chore that has ended."""
+        if ending.state is ChoreState.COMPLETED:
+            self.results[ending.chore.id] = ending.result
+        elif ending.failure is not None and ending.state is ChoreState.FAILED:
+            self.failures[ending.chore.id] = ending.failure
+        with self._ended:
+            self._ended.notify_all()
+
+    def wait_for(self, chore_id: str, timeout: float | None = None) -> None:
+        """Wait until one chore has ended, or the run has.
+
+        Raises
+        ------
+        TimeoutError
+            If it has not in time.
+        """
+
+        def over() -> bool:
+            node = self.engine.graph.nodes.get(chore_id)
+            known = chore_id in self.results or chore_id in self.failures
+            cancelled = node is not None and node.state is ChoreState.CANCELLED
+            return known or cancelled or self.manager.done.is_set()
+
+        with self._ended:
+            if not self._ended.wait_for(over, timeout):
+                raise TimeoutError(f"{chore_id} has not ended after {timeout} s; the run goes on.")
+
+    def read_result(self, chore_id: str) -> Any:
+        """A completed chore's result.
+
+        Raises
+        ------
+        MatForgeError
+            If it has none, with the reason.
+        """
+        where = self.results.get(chore_id)
+        if where is None:
+            failure = self.failures.get(chore_id)
+            if failure is not None:
+                raise MatForgeError(f"{chore_id} failed ({failure.kind.value}): {failure.message}")
+            raise MatForgeError(f"{chore_id} has no result yet.")
+        return pickle.loads(self.engine.store.read(where))
+
+    def outcome(self) -> Results:
+        """All results, once the run has ended.
+
+        Raises
+        ------
+        RunFailedError
+            If chores or the strategy failed.
+        InterruptedRunError
+            If the run did not come to its end.
+        """
+        state, manager = self.manager.status.state, self.manager
+        if state is RunState.COMPLETED:
+            return Results(self)
+        if state is RunState.INTERRUPTED:
+            raise InterruptedRunError(
+                f"The run was interrupted ({manager.problem}); "
+                f"`matforge resume {self.run_dir}` goes on with it."
+            )
+        raise RunFailedError(self._sentence(), Results(self), dict(self.failures))
+
+    def _sentence(self) -> str:
+        if self.manager.problem:
+            return self.manager.problem
+        if not self.failures and self.manager.strategy_errors:
+            return f"The strategy failed: {self.manager.strategy_errors[0]}."
+        roots = [i for i, f in self.failures.items() if f.root is None]
+        first = roots[0] if roots else next(iter(self.failures))
+        failure = self.failures[first]
+        rest = len(self.failures) - 1
+        more = f", and {rest} more did not complete" if rest else ""
+        return f"{first} failed ({failure.kind.value}): {failure.message}{more}."
+
+
+# ---------------------------------------------------------------- begin
+
+
+def begin(
+    settings: Settings,
+    registry: ChoreRegistry,
+    calls: Sequence[Call],
+    strategy: FutureProcessingStrategy | None = None,
+    *,
+    executor: Executor | None = None,
+) -> Session:
+    """Make a run directory, write down everything a resume needs, and start.
+
+    Raises
+    ------
+    UsageError
+        If a setting is wrong, or a chore can never fit; before anything is made.
+    """
+    settings.check()
+    executor = executor or _executor(settings)
+    _check_fit(calls, executor)
+    strategy = strategy or AdaptiveStrategy()
+    pickled = {name: _pickle_function(registry.get(name)) for name in registry}
+    frozen = _pickle_strategy(strategy)
+    now = executor.now()
+    run_dir = create_run_dir(settings.basedir, now)
+    lock = RunLock(run_dir / LOCK_NAME)
+    lock.acquire(now)
+    store = RunStore(run_dir, layout=settings.layout)
+    store.expected = len(calls)
+    functions = {
+        name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
+        for name, data in pickled.items()
+    }
+    store.put_function(STRATEGY_FILE, frozen)
+    record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=settings.durability == "power")
+    record.append(_run_record(run_dir, settings, functions, now))
+    run = Run(store, record, fits=_fits(executor))
+    for call in calls:
+        run.add(call)
+    record.append({"e": "submitted", "n": len(calls)})
+    store.sync()
+    record.flush(now)
+    return _start(run, executor, strategy, functions, settings, lock, started_at=now, fresh=True)
+
+
+def _check_fit(calls: Sequence[Call], executor: Executor) -> None:
+    why = _fits(executor)
+    for call in calls:
+        if sentence := why(call.resources):
+            raise UsageError(f"Chore {call.name!r} can never run here. {sentence}")
+
+
+def _fits(executor: Executor) -> Any:
+    capacity = executor.capacity()
+    return functools.partial(
+        arbitration.why_unfit, total_cores=capacity.total_cores, total_gpus=capacity.total_gpus
+    )
+
+
+def _executor(settings: Settings) -> Executor:
+    return choose.make(
+        settings.executor,
+        settings.workers,
+        sync=settings.durability == "power",
+        affinity=settings.affinity,
+    )
+
+
+def _file_name(name: str, data: bytes) -> str:
+    return f"{slug(name)}-{content_key(data)[:10]}"
+
+
+def _pickle_function(entry: Registration) -> bytes:
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(entry.func)
+    except Exception as error:  # pickling runs arbitrary code
+        raise UsageError(f"Chore {entry.qualname!r} cannot be pickled: {error}") from error
+    return data
+
+
+def _pickle_strategy(strategy: FutureProcessingStrategy) -> bytes:
+    import cloudpickle
+
+    module = sys.modules.get(type(strategy).__module__)
+    by_value = module is not None and getattr(module, "__matforge_file__", None) is not None
+    if by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data: bytes = cloudpickle.dumps(strategy)
+    except Exception as error:  # pickling runs arbitrary code
+        raise UsageError(f"The strategy {type(strategy).__name__} cannot be pickled: {error}") from error
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    return data
+
+
+def _run_record(
+    run_dir: Path, settings: Settings, functions: Mapping[str, Entry], now: float
+) -> dict[str, Any]:
+    return {
+        "e": "run",
+        "v": journal.FORMAT_VERSION,
+        "id": run_dir.name,
+        "t": now,
+        "matforge": __version__,
+        "settings": {
+            "name": settings.name,
+            "campaign": settings.campaign,
+            "executor": settings.executor,
+            "workers": settings.workers,
+            "layout": settings.layout,
+            "log_delay": settings.log_delay,
+            "durability": settings.durability,
+            "affinity": settings.affinity,
+        },
+        "functions": {
+            name: [entry.file, entry.resources.as_dict(), entry.id_name] for name, entry in functions.items()
+        },
+        "sys_path": [p for p in sys.path if p],
+    }
+
+
+# ---------------------------------------------------------------- reopen
+
+
+def reopen(
+    run_dir: Path,
+    *,
+    executor: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    made: Executor | None = None,
+) -> Session:
+    """Continue a run from its journal.
+
+    Raises
+    ------
+    MatForgeError
+        If another driver holds it, or the journal is damaged, or was written before the script
+        had submitted everything.
+    """
+    now = time.time() if made is None else made.now()
+    lock = RunLock(run_dir / LOCK_NAME)
+    lock.acquire(now)
+    try:
+        records, tail = journal.read(run_dir / JOURNAL_NAME)
+        first = _first(run_dir, records)
+        settings = _settings(run_dir, first, executor, workers, quiet)
+        settings.check()
+        maker = made or _executor(settings)
+        epoch = 2 + sum(r["e"] == "resume" for r in records)
+        store = RunStore(run_dir, layout=settings.layout, epoch=epoch)
+        record = journal.Journal.reopen(
+            run_dir / JOURNAL_NAME, tail, len(records), sync_every_write=settings.durability == "power"
+        )
+        record.append({"e": "resume", "t": now, "epoch": epoch, "torn": tail.torn})
+        run = Run(store, record, epoch=epoch, fits=_fits(maker))
+        run.replay(records)
+    except BaseException:
+        lock.release()
+        raise
+    if tail.torn:
+        log.warning("cut off %d bytes of a write that never finished", tail.torn)
+    with (run_dir / OUT_NAME / "registry" / STRATEGY_FILE).open("rb") as file:
+        strategy: FutureProcessingStrategy = pickle.load(file)
+    thaw_state(strategy, run.strategy_state)
+    functions = {
+        name: Entry(file_name, Resources.from_dict(resources), id_name)
+        for name, (file_name, resources, id_name) in first["functions"].items()
+    }
+    fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
+    return _start(
+        run, maker, strategy, functions, settings, lock,
+        started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
+    )  # fmt: skip
+
+
+def _first(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+    if not records or records[0]["e"] != "run":
+        raise MatForgeError(f"{run_dir} was ended before it had begun; start it again instead.")
+    if records[0]["v"] > journal.FORMAT_VERSION:
+        raise MatForgeError(
+            f"{run_dir} was written by MatForge {records[0]['matforge']}, which is newer than this "
+            f"{__version__}; resume it with that version."
+        )
+    if not any(r["e"] == "submitted" for r in records):
+        raise MatForgeError(
+            f"{run_dir} was ended before its script had submitted all chores; run the script again."
+        )
+    return records[0]
+
+
+def _settings(
+    run_dir: Path, first: dict[str, Any], executor: str | None, workers: int | None, quiet: bool
+) -> Settings:
+    stored = dict(first["settings"])
+    stored["executor"] = executor or stored["executor"]
+    stored["workers"] = workers if workers is not None else stored["workers"]
+    return Settings(basedir=run_dir.parent, quiet=quiet, **stored)
+
+
+# ---------------------------------------------------------------- both
+
+
+def _start(
+    run: Run,
+    executor: Executor,
+    strategy: FutureProcessingStrategy,
+    functions: Mapping[str, Entry],
+    settings: Settings,
+    lock: RunLock,
+    *,
+    started_at: float,
+    fresh: bool,
+    sys_path: Sequence[str] | None = None,
+) -> Session:
+    run_dir = run.store.path
+    _open_log(run_dir)
+    status = StatusWriter(
+        run_dir,
+        {"id": run_dir.name, "name": settings.name, "campaign": settings.campaign},
+        started_at,
+        settings.log_delay,
+    )
+    paths = list(sys_path) if sys_path is not None else [p for p in sys.path if p]
+    script = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv and sys.argv[0] else ""
+    context = RunContext(
+        run_dir,
+        run_dir.name,
+        run.epoch,
+        {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, script] if script else paths))},
+    )
+    session: Session | None = None
+
+    def on_end(ending: Ending) -> None:
+        if session is not None:
+            session.note(ending)
+
+    manager = FluxManager(
+        run, executor, strategy, functions,
+        status=status, context=context, lock=lock, fresh=fresh, on_end=on_end,
+    )  # fmt: skip
+    session = Session(run_dir, manager, run)
+    for chore_id, record in run.records.items():
+        node = run.graph.nodes[chore_id]
+        if node.state is ChoreState.COMPLETED and record.result is not None:
+            session.results[chore_id] = record.result
+        elif node.state is ChoreState.FAILED and node.failure is not None:
+            session.failures[chore_id] = node.failure
+            status.failed(chore_id, node.failure, started_at)
+    if not settings.quiet:
+        print(
+            f"MatForge writes to {run_dir}\n  status   {run_dir / 'status.json'}\n"
+            f"  log      {run_dir / LOG_NAME}\n  results  {run_dir / OUT_NAME}",
+            file=sys.stderr,
+        )
+    _catch_signals(session)
+    session.start()
+    return session
+
+
+def _open_log(run_dir: Path) -> None:
+    handler = logging.FileHandler(run_dir / LOG_NAME)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.set_name(str(run_dir))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _close_log(run_dir: Path) -> None:
+    for handler in list(log.handlers):
+        if handler.get_name() == str(run_dir):
+            log.removeHandler(handler)
+            handler.close()
+
+
+_LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
+"""Sessions of this process that a signal has to end."""
+
+
+def _catch_signals(session: Session) -> None:
+    """Ctrl-C and SIGTERM end the runs of this process cleanly, unless it handles them itself."""
+    _LIVE.add(session)
+    if threading.current_thread() is not threading.main_thread():
+        return
+
+    def end_all(reason: str) -> None:
+        live = [s for s in _LIVE if not s.manager.done.is_set()]
+        for one in live:
+            one.interrupt(reason)
+        for one in live:
+            one.manager.done.wait(10)
+
+    def on_interrupt(signum: int, frame: Any) -> None:
+        end_all("Ctrl-C")
+        raise KeyboardInterrupt
+
+    def on_terminate(signum: int, frame: Any) -> None:
+        end_all("SIGTERM")
+        raise SystemExit(75)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, on_interrupt)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, on_terminate)

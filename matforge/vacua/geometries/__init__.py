@@ -1,0 +1,1 @@
+"""The topological data shipped with MatForge, one JSON file a geometry."""

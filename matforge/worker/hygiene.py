@@ -1,0 +1,175 @@
+"""What a chore must not leave behind in a warm slot.
+
+Put back after every chore: working directory, environment, umask, signal handlers, timers, and
+``jax.config``. What cannot be put back (threads that go on, children that had to be killed) makes
+the slot unfit for another chore, and it is replaced.
+
+Imported modules and compiled kernels stay: that is what a warm slot is for. So does what a module
+sets in ``jax.config`` while it is *imported*, because the import will not happen again; what a
+function sets is undone. Chores that must have a precision of their own ask for it with
+``env={"JAX_ENABLE_X64": "1"}``, and get slots of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from matforge.worker import processes
+
+_WATCHED_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGPIPE")
+    if hasattr(signal, name)
+]
+_HARMLESS_THREADS = ("TMonitor",)
+"""Threads that a well-known library keeps for its own use (tqdm's monitor of progress bars)."""
+
+
+class Baseline:
+    """The state of the process between chores."""
+
+    def __init__(self) -> None:
+        self._environ = os.environ.copy()
+        # compared after every chore: a copy of the decoded mapping would cost twenty times as much
+        self._raw: dict[bytes, bytes] = dict(getattr(os.environ, "_data", {}))
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        self._handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+        self._recursion = sys.getrecursionlimit()
+        self._threads = set(threading.enumerate())
+        self._jax = JaxWatch()
+
+    def restore(self) -> str:
+        """Undo what a chore changed.
+
+        Returns
+        -------
+        str
+            Why the slot must be replaced; empty if it is clean.
+        """
+        if getattr(os.environ, "_data", None) != self._raw or not self._raw:
+            os.environ.clear()
+            os.environ.update(self._environ)
+        os.umask(self._umask)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        with suppress(AttributeError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if sys.getrecursionlimit() != self._recursion:
+            sys.setrecursionlimit(self._recursion)
+        self._jax.restore()
+        return self._leaked_children() or self._leaked_threads()
+
+    def _leaked_threads(self) -> str:
+        if threading.active_count() <= len(self._threads):
+            return ""
+        extra = [
+            t for t in threading.enumerate()
+            if t not in self._threads and type(t).__name__ not in _HARMLESS_THREADS
+        ]  # fmt: skip
+        return f"a chore left the thread {extra[0].name!r} running" if extra else ""
+
+    @staticmethod
+    def _leaked_children() -> str:
+        """Kill what a chore started and did not wait for."""
+        if not processes.has_children():
+            return ""
+        helper = _resource_tracker()
+        killed = processes.kill_children(spare=helper)
+        return f"a chore left {killed} child process(es)" if killed else ""
+
+
+def _resource_tracker() -> list[int]:
+    """The helper that ``multiprocessing`` keeps for shared memory; killing it only makes noise."""
+    module = sys.modules.get("multiprocessing.resource_tracker")
+    pid = getattr(getattr(module, "_resource_tracker", None), "_pid", None)
+    return [pid] if isinstance(pid, int) else []
+
+
+def set_environment(values: dict[str, str]) -> None:
+    """Set the variables of one chore."""
+    for name, value in values.items():
+        os.environ[name] = value
+
+
+class JaxWatch(MetaPathFinder):
+    """Notices what is changed in ``jax.config`` outside imports, so that it can be undone.
+
+    JAX is not imported for it: the watch hooks on when a chore first imports JAX.
+    """
+
+    def __init__(self) -> None:
+        self._config: Any = None
+        self._update: Callable[[str, Any], None] | None = None
+        self._before: dict[str, Any] = {}
+        if "jax" in sys.modules:
+            self._hook(sys.modules["jax"])
+        else:
+            sys.meta_path.insert(0, self)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Let the others find ``jax``, and be told when it has been imported."""
+        if fullname != "jax":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_and_hook(module: ModuleType) -> None:
+                execute(module)
+                self._hook(module)
+
+            with suppress(AttributeError):  # a loader that cannot be given a method is left alone
+                spec.loader.exec_module = exec_and_hook  # type: ignore[method-assign]
+        return spec
+
+    def _hook(self, module: ModuleType) -> None:
+        self._config = getattr(module, "config", None)
+        update = getattr(self._config, "update", None)
+        if update is None or not hasattr(self._config, "values"):
+            return
+        self._update = update
+
+        def watched(name: str, value: Any) -> None:
+            before = self._config.values.get(name)
+            update(name, value)
+            if _importing():
+                self._before.pop(name, None)
+            else:
+                self._before.setdefault(name, before)
+
+        with suppress(AttributeError):
+            self._config.update = watched
+
+    def restore(self) -> None:
+        """Put back what functions have changed."""
+        if self._before and self._update is not None:
+            for name, value in self._before.items():
+                self._update(name, value)
+            self._before.clear()
+
+
+def _importing() -> bool:
+    """Whether the caller runs because some module is being imported."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib._bootstrap"):
+            return True
+        if frame.f_code.co_name == "call_chore":
+            return False
+        frame = frame.f_back
+    return False

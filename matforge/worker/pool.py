@@ -1,0 +1,444 @@
+"""An agent's slots and its queue: who runs what, in which order, on which cores.
+
+Order is first come, first served, and strictly so: what stands at the head of the queue waits for
+the cores it needs, and nothing behind it starts meanwhile, so that a chore of many cores is never
+starved. A slot occupies cores while it has work; idle ones of another profile stay warm as long as
+there is room for them. A slot holds its GPUs until it ends, because its memory on them does.
+
+Short tasks are given to a busy slot ahead, so that it never waits for the agent; if the one before
+takes long after all, they are taken back.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from matforge.model import Failure, FailureKind
+from matforge.worker import processes
+from matforge.worker.capture import STDERR_TAIL
+from matforge.worker.slotproc import AgentTask, SlotProcess, end_of, start_failure, start_slot
+from matforge.worker.wire import (
+    FINISHED,
+    HELLO,
+    LOST,
+    PACKET_BUFFER,
+    STARTED,
+    AgentConfig,
+    Profile,
+    ReportField,
+    TaskField,
+    unpack,
+)
+
+AHEAD = 4
+"""Tasks that a slot may hold if its tasks are short."""
+SHORT_S = 0.02
+TOLD_AFTER_S = 0.05
+"""Seconds after which a running task is reported as started, and the ones behind it taken back."""
+GRACE_S = 0.5
+"""Seconds from SIGTERM to SIGKILL."""
+START_TRIES = 3
+_RSS_UNIT = 1 if not processes.LINUX else 1024
+
+
+class Pool:
+    """All slots of one agent.
+
+    Reports gather in ``reports`` and ``blobs``; the agent sends and empties both.
+    """
+
+    def __init__(
+        self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None]
+    ) -> None:
+        self.reports: list[list[Any]] = []
+        self.blobs: list[bytes] = []
+        self.failed: Failure | None = None
+        self.slots: dict[int, SlotProcess] = {}
+        self.started: list[SlotProcess] = []
+        self._on_end = on_end
+        self.closing = False
+        self.restless = False
+        """Whether :meth:`tick` must be called before the next heartbeat."""
+        self._config = config
+        self._config_path = config_path
+        self._run_dir = Path(config.run_dir)
+        self._host = socket.gethostname()
+        self._profiles: dict[int, Profile] = {}
+        self._queue: deque[AgentTask] = deque()
+        self._tasks: dict[int, AgentTask] = {}
+        self._idle: list[SlotProcess] = []
+        self._free_cores = list(range(config.workers - 1, -1, -1))
+        self._free_gpus = list(config.gpus)
+        self._max_slots = config.workers + max(2, config.workers // 2)
+        self._refused: dict[int, int] = {}
+        self._hold_until = 0.0
+        self._count = 0
+
+    # -- from the driver
+
+    def add(self, profiles: dict[str, Any], tasks: Iterable[list[Any]], blobs: bytes) -> None:
+        """Take tasks; a payload given as a number is that many bytes of ``blobs``, in order."""
+        offset = 0
+        for number, described in profiles.items():
+            self._profiles[int(number)] = Profile(**described)
+        for wire in tasks:
+            payload = wire[TaskField.PAYLOAD]
+            length = 0 if isinstance(payload, list) else payload
+            blob = blobs[offset : offset + length]
+            offset += length
+            task = AgentTask(wire[TaskField.HANDLE], wire[TaskField.PROFILE], wire, blob)
+            profile = self._profiles[task.profile]
+            if profile.cores > self._config.workers or profile.gpus > len(self._config.gpus):
+                self._end_task(task, self._unfit(task, profile))
+                continue
+            self._tasks[task.handle] = task
+            self._queue.append(task)
+
+    def _unfit(self, task: AgentTask, profile: Profile) -> Failure:
+        return Failure(
+            FailureKind.DOES_NOT_FIT,
+            f"{task.wire[TaskField.CHORE_ID]}: it asks for {profile.cores} cores and {profile.gpus} GPUs; "
+            f"{self._host} has {self._config.workers} and {len(self._config.gpus)}.",
+        )
+
+    def cancel(self, handles: Iterable[int], now: float) -> None:
+        """Drop tasks that wait; stop those that run, with all they have started."""
+        for handle in handles:
+            task = self._tasks.get(handle)
+            if task is None or task.cancelled:
+                continue
+            task.cancelled = True
+            slot = task.slot
+            if slot is not None:
+                self._requeue(slot.take_back())
+                if slot.held and not slot.assigned:
+                    self._release(slot)
+            if task.slot is None:
+                chore = task.wire[TaskField.CHORE_ID]
+                self._end_task(task, Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled before it ran."))
+            else:
+                self._stop(task.slot, now)
+                task.slot.cancelling = handle
+
+    def _stop(self, slot: SlotProcess, now: float) -> None:
+        slot.doomed = slot.doomed or not slot.launches
+        slot.kill_at = now + GRACE_S
+        self.restless = True
+        processes.signal_tree(slot.pid, signal.SIGTERM)
+
+    def _requeue(self, tasks: list[AgentTask]) -> None:
+        self._queue.extendleft(reversed(tasks))
+
+    def _end_task(
+        self, task: AgentTask, failure: Failure, usage: list[Any] | None = None, printed: bool = False
+    ) -> None:
+        self._tasks.pop(task.handle, None)
+        none = [-1, 0.0, 0.0, 0.0, 0]
+        self.reports.append(
+            [FINISHED, task.handle, usage or none, None, 0, None, failure.as_dict(), printed]
+        )
+
+    # -- giving out work
+
+    def dispatch(self, now: float, finished: Iterable[SlotProcess] = ()) -> None:
+        """Start what can start; ``finished`` are slots that have just ended a task."""
+        if self.closing or now < self._hold_until:
+            return
+        while self._queue:
+            task = self._queue[0]
+            if task.cancelled:
+                self._queue.popleft()
+                continue
+            slot = self._place(task, now) or self._ahead(task, finished)
+            if slot is None or not slot.give(task):
+                return
+            self._queue.popleft()
+            self.restless = True
+
+    def _place(self, task: AgentTask, now: float) -> SlotProcess | None:
+        """A slot for the head of the queue with its cores taken, or None if it must wait."""
+        profile = self._profiles[task.profile]
+        if len(self._free_cores) < profile.cores:
+            return None
+        for index in range(len(self._idle) - 1, -1, -1):  # the one used last has the warmest caches
+            slot = self._idle[index]
+            if slot.profile_number == task.profile and self._take_cores(slot):
+                del self._idle[index]
+                slot.since = now
+                return slot
+        return self._start(task.profile, profile, now)
+
+    def _take_cores(self, slot: SlotProcess) -> bool:
+        if slot.pin:
+            if not set(slot.pin) <= set(self._free_cores):
+                return False
+            slot.held = slot.pin
+            self._free_cores = [c for c in self._free_cores if c not in slot.pin]
+        else:
+            slot.held = tuple(self._free_cores.pop() for _ in range(slot.profile.cores))
+        return True
+
+    def _start(self, number: int, profile: Profile, now: float) -> SlotProcess | None:
+        if len(self._free_gpus) < profile.gpus:
+            self._retire_holder_of_gpus()
+            return None
+        if len(self.slots) >= self._max_slots and self._idle:
+            self._retire(self._idle.pop(0))
+        gpus = tuple(self._free_gpus[: profile.gpus])
+        cores = tuple(self._free_cores[-profile.cores :])
+        known = self._config.cores
+        pin = tuple(known[c % len(known)] for c in cores) if self._config.affinity and known else ()
+        self._count += 1
+        try:
+            slot = start_slot(
+                self._config, self._config_path, self._count, number, profile, gpus, pin, now
+            )
+        except OSError as error:
+            self._start_refused(number, f"{self._config.python}: {error.strerror or error}", "", now)
+            return None
+        slot.pin = cores if pin else ()
+        del self._free_gpus[: profile.gpus]
+        self._take_cores(slot)
+        self.slots[slot.pid] = slot
+        self.started.append(slot)
+        return slot
+
+    def _retire_holder_of_gpus(self) -> None:
+        for slot in self._idle:
+            if slot.gpus:
+                self._idle.remove(slot)
+                self._retire(slot)
+                return
+
+    def _retire(self, slot: SlotProcess) -> None:
+        """Let an idle slot end by itself; it is killed if it does not."""
+        slot.doomed = True
+        slot.kill_at = time.monotonic() + 4 * GRACE_S
+        self.restless = True
+        with suppress(OSError):
+            slot.near.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _ahead(task: AgentTask, finished: Iterable[SlotProcess]) -> SlotProcess | None:
+        """A busy slot that may be given the head of the queue ahead."""
+        for slot in finished:
+            if (
+                slot.profile_number == task.profile
+                and 0 < len(slot.assigned) < AHEAD
+                and slot.pace < SHORT_S
+                and not slot.doomed
+                and slot.cancelling < 0
+            ):
+                return slot
+        return None
+
+    def _start_refused(self, number: int, why: str, stderr: str, now: float) -> None:
+        """A slot could not start: try again shortly, and after some tries give up."""
+        tries = self._refused[number] = self._refused.get(number, 0) + 1
+        self._hold_until = now + 0.1 * tries
+        self.restless = True
+        if tries < START_TRIES:
+            return
+        self._refused[number] = 0
+        self._hold_until = 0.0
+        profile = self._profiles[number]
+        failure = start_failure(stderr, why, self._host, profile.env)
+        if not profile.env and profile.inherit_env:
+            self.failed = failure
+            return
+        # its own environment is what keeps it from starting: only these chores are concerned
+        for task in [t for t in self._queue if t.profile == number and not t.cancelled]:
+            self._queue.remove(task)
+            self._end_task(task, failure)
+
+    # -- from the slots
+
+    def receive(self, slot: SlotProcess, now: float) -> bool:
+        """Read what a slot has sent; whether it has ended a task."""
+        ended = False
+        while True:
+            try:
+                packet = slot.near.recv(PACKET_BUFFER if slot.launches else 1 << 17)
+            except BlockingIOError:
+                return ended
+            except OSError:
+                return ended
+            if not packet:
+                return ended
+            head, blob = unpack(packet)
+            if head[0] == HELLO:
+                slot.ready = True
+                slot.since = now
+                self._refused[slot.profile_number] = 0
+            else:
+                self._task_ended(slot, head, blob, now)
+                ended = True
+
+    def _task_ended(self, slot: SlotProcess, report: list[Any], blob: bytes, now: float) -> None:
+        retire = report.pop()
+        task = slot.assigned.popleft()
+        self._tasks.pop(task.handle, None)
+        failure = report[ReportField.FAILURE]
+        if failure and slot.cancelling == task.handle:
+            chore = task.wire[TaskField.CHORE_ID]
+            cancelled = Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled while it ran.")
+            report[ReportField.FAILURE] = cancelled.as_dict()
+        if slot.cancelling == task.handle and slot.launches and not retire:
+            slot.cancelling, slot.kill_at = -1, 0.0
+        if blob:
+            self.blobs.append(blob)
+        self.reports.append(report)
+        wall = now - slot.since
+        slot.pace = wall if slot.pace >= 1.0 else 0.7 * slot.pace + 0.3 * wall
+        slot.since = now
+        if retire:
+            slot.doomed = True
+            slot.kill_at = now + 4 * GRACE_S
+            self._requeue(slot.take_back())
+        if not slot.assigned:
+            self._release(slot)
+
+    def _release(self, slot: SlotProcess) -> None:
+        self._free_cores.extend(slot.held)
+        slot.held = ()
+        if not slot.doomed:
+            self._idle.append(slot)
+
+    # -- the passing of time
+
+    @property
+    def waiting(self) -> int:
+        """Tasks in the queue."""
+        return len(self._queue)
+
+    def tick(self, now: float) -> None:
+        """Tell of tasks that run, take back what waits behind long ones, kill what should have ended."""
+        self._watch(now)
+        self.restless = bool(self._hold_until) or any(
+            s.kill_at or len(s.assigned) > 1 or (s.assigned and not s.assigned[0].started)
+            for s in self.slots.values()
+        )
+
+    def _watch(self, now: float) -> None:
+        if self._hold_until and now >= self._hold_until:
+            self._hold_until = 0.0
+        for slot in self.slots.values():
+            if slot.kill_at and now >= slot.kill_at:
+                slot.kill_at = now + 10.0
+                processes.signal_tree(slot.pid, signal.SIGKILL)
+            if not slot.ready:
+                if now - slot.since > self._config.start_timeout_s and not slot.kill_at:
+                    slot.kill_at = now
+                continue
+            if not slot.assigned or now - slot.since < TOLD_AFTER_S:
+                continue
+            if len(slot.assigned) > 1:
+                slot.pace = 1.0
+                self._requeue(slot.take_back())
+            first = slot.assigned[0] if slot.assigned else None
+            if first is not None and not first.started:
+                first.started = True
+                self.reports.append([STARTED, first.handle, slot.number])
+
+    # -- ends
+
+    def reap(self, now: float) -> None:
+        """Note all children that have ended, and kill what they leave behind."""
+        any_ended = False
+        while True:
+            try:
+                peek = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                break
+            if peek is None:
+                break
+            any_ended = True
+            slot = self.slots.get(peek.si_pid)
+            if slot is not None:
+                # before it is reaped, while its number cannot belong to anybody else
+                processes.signal_tree(slot.pid, signal.SIGKILL)
+            _, status, spent = os.wait4(peek.si_pid, 0)
+            if slot is not None:
+                self._slot_ended(slot, os.waitstatus_to_exitcode(status), spent, now)
+        if any_ended:
+            # slots adopt the orphans of their chores; what the agent has inherited is nobody's now
+            for pid in processes.children_of(os.getpid()):
+                if pid not in self.slots:
+                    processes.send(pid, signal.SIGKILL)
+
+    def _slot_ended(self, slot: SlotProcess, code: int, spent: Any, now: float) -> None:
+        slot.process.returncode = code
+        del self.slots[slot.pid]
+        self._on_end(slot)
+        self.receive(slot, now)
+        self._requeue(slot.take_back())
+        if slot in self._idle:
+            self._idle.remove(slot)
+        if slot.held:
+            self._free_cores.extend(slot.held)
+        self._free_gpus.extend(slot.gpus)
+        task = slot.assigned.popleft() if slot.assigned else None
+        if not slot.ready:
+            if task is not None:
+                task.slot = None
+                if slot.cancelling == task.handle:
+                    self._end_task(task, end_of(slot, code, task, "")[1])
+                else:
+                    self._requeue([task])
+            if not self.closing and slot.cancelling < 0:
+                why = f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
+                stderr = processes.tail(slot.scratch / "stderr")
+                self._start_refused(slot.profile_number, why, stderr, now)
+        elif task is not None:
+            self._task_died(slot, task, code, spent, now)
+        slot.discard()
+
+    def _task_died(self, slot: SlotProcess, task: AgentTask, code: int, spent: Any, now: float) -> None:
+        stderr = processes.tail(slot.stderr_path(self._run_dir, task), STDERR_TAIL)
+        lost, failure = end_of(slot, code, task, stderr)
+        printed = self._keep_streams(slot, task)
+        if lost:
+            self._tasks.pop(task.handle, None)
+            self.reports.append([LOST, task.handle, failure.as_dict()])
+            return
+        wall = now - slot.since
+        cpu = spent.ru_utime + spent.ru_stime
+        usage = [slot.number, time.time() - wall, wall, min(cpu, wall), spent.ru_maxrss * _RSS_UNIT]
+        self._end_task(task, failure, usage, printed)
+
+    def _keep_streams(self, slot: SlotProcess, task: AgentTask) -> bool:
+        """Keep what a chore had printed when its slot ended; remove the half of a result."""
+        tag, directory = task.wire[TaskField.TAG], task.wire[TaskField.DIRECTORY]
+        folder = self._run_dir / (directory or f"out/{task.wire[TaskField.CHORE_ID]}")
+        with suppress(OSError):
+            if directory or slot.launches:
+                (folder / f"result.pickle.{tag}.new").unlink(missing_ok=True)
+                return any((folder / f"{name}.{tag}").stat().st_size for name in ("stdout", "stderr"))
+            if any((slot.scratch / name).stat().st_size for name in ("stdout", "stderr")):
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in ("stdout", "stderr"):
+                    shutil.copyfile(slot.scratch / name, folder / f"{name}.{tag}")
+                return True
+        return False
+
+    def close(self, *, kill: bool, now: float) -> None:
+        """Begin to end all slots; the agent goes on to :meth:`reap` until none is left."""
+        self.closing = True
+        self._queue.clear()
+        for slot in self.slots.values():
+            if kill:
+                processes.signal_tree(slot.pid, signal.SIGKILL)
+            elif slot.assigned:
+                self._stop(slot, now)
+            elif not slot.doomed:
+                self._retire(slot)
+        self._idle.clear()

@@ -1,0 +1,90 @@
+"""How a worker puts results into the run directory.
+
+Every file carries the attempt's tag, so that an attempt that has been given up can overwrite
+nothing; the driver gives accepted files their final names. In the packed layout every slot process
+has a segment of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from matforge.engine import segments
+from matforge.engine.locations import location_of
+from matforge.model import Location
+
+RESULT = "result.pickle"
+SEGMENTS = "segments"
+
+
+class Publisher:
+    """Writes the results of one slot process.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run directory.
+    segment : str
+        File name of this process's segment; made when it is first needed.
+    sync : bool
+        Whether every result, and the directory entry of its file, is put on the disk before it is
+        reported (``durability="power"``).
+    """
+
+    def __init__(self, run_dir: Path, segment: str, *, sync: bool = False) -> None:
+        self._run_dir = run_dir
+        self._segment_name = f"{SEGMENTS}/{segment}"
+        self._segment: IO[bytes] | None = None
+        self._sync = sync
+
+    def result(self, chore_id: str, tag: str, directory: str | None, data: bytes) -> Location:
+        """Write a pickled result.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; nothing of it is left then.
+        """
+        if directory is None:
+            return self._append(chore_id, tag, data)
+        path = self._run_dir / directory / f"{RESULT}.{tag}"
+        beside = path.with_name(f"{path.name}.new")
+        try:
+            with beside.open("wb", buffering=0) as file:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if self._sync:
+                    os.fsync(file.fileno())
+            os.replace(beside, path)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        if self._sync:
+            sync_directory(path.parent)
+        return location_of(f"{directory}/{path.name}", data)
+
+    def _append(self, chore_id: str, tag: str, data: bytes) -> Location:
+        if self._segment is None:
+            path = self._run_dir / self._segment_name
+            path.parent.mkdir(exist_ok=True)
+            self._segment = path.open("xb", buffering=0)
+            if self._sync:
+                sync_directory(path.parent)
+        where = segments.append(self._segment, self._segment_name, "result", chore_id, tag, data)
+        if self._sync:
+            os.fdatasync(self._segment.fileno())
+        return where
+
+
+def sync_directory(path: Path) -> None:
+    """Put a directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

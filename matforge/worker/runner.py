@@ -1,0 +1,292 @@
+"""One task in a slot: load, call, pickle, publish, and say how it ended."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pickle
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matforge.model import Failure, FailureKind, MatForgeError, WithReport
+from matforge.worker import load
+from matforge.worker.capture import Streams
+from matforge.worker.publish import Publisher
+from matforge.worker.wire import FINISHED, INLINE_LIMIT, TaskField
+
+TRACEBACK_LIMIT = 16 * 1024
+REPORT_LIMIT = 32 * 1024
+_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+_OURS = os.path.dirname(__file__)
+
+
+class ChoreError(MatForgeError):
+    """A failure that is already classified."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(slots=True)
+class Job:
+    """A task as a slot sees it."""
+
+    handle: int
+    chore_id: str
+    tag: str
+    function: str | None
+    payload: Any
+    blob: bytes
+    command: list[str] | None
+    inputs: list[Any]
+    directory: str | None
+    seed: int
+
+    @classmethod
+    def from_wire(cls, task: list[Any], blob: bytes) -> Job:
+        """From the list that came from the agent."""
+        f = TaskField
+        return cls(
+            task[f.HANDLE], task[f.CHORE_ID], task[f.TAG], task[f.FUNCTION], task[f.PAYLOAD], blob,
+            task[f.COMMAND], task[f.INPUTS] or [], task[f.DIRECTORY], task[f.SEED],
+        )  # fmt: skip
+
+    def environment(self, run_dir: Path) -> dict[str, str]:
+        """Variables that tell a chore who it is."""
+        return {
+            "MATFORGE_CHORE_ID": self.chore_id,
+            "MATFORGE_SEED": str(self.seed),
+            "MATFORGE_RUN_DIR": str(run_dir),
+        }
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a task ended, before it becomes a report."""
+
+    data: bytes | None = None
+    """The pickled result."""
+    report: dict[str, Any] | None = None
+    failure: Failure | None = None
+
+
+class Meter:
+    """Wall time, CPU time (waited-for children included) and peak memory of one task."""
+
+    def __init__(self, slot: int) -> None:
+        self._slot = slot
+        self._started_at = time.time()
+        self._wall = time.perf_counter()
+        self._cpu = _cpu_seconds()
+
+    def usage(self) -> list[Any]:
+        """``[slot, started_at, wall_s, cpu_s, max_rss]``."""
+        peak = max(
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+        )
+        wall = time.perf_counter() - self._wall
+        cpu = _cpu_seconds() - self._cpu
+        return [self._slot, round(self._started_at, 6), round(wall, 6), round(cpu, 6), peak * _RSS_UNIT]
+
+
+def _cpu_seconds() -> float:
+    spent = os.times()
+    # os.times() counts children in ticks of 10 ms, which is enough for them, not for the slot itself
+    return time.process_time() + spent.children_user + spent.children_system
+
+
+def run_function(job: Job, functions: load.Functions, run_dir: Path) -> Outcome:
+    """Load a Python chore, call it, and pickle what it returns; never raises for the chore's sake."""
+    try:
+        function = functions.get(job.function or "", job.chore_id)
+        inputs = load.Inputs(run_dir, job.inputs, job.chore_id)
+        data = load.payload_bytes(run_dir, job.payload, job.blob, job.chore_id)
+        args, kwargs = load.arguments(data, inputs, job.chore_id) if data else ((), {})
+        result = call_chore(function, args, kwargs)
+        report: Mapping[str, Any] = {}
+        if isinstance(result, WithReport):
+            report, result = result.report, result.result
+        return Outcome(dump_result(result, job.chore_id), _plain(report, job.chore_id))
+    except BaseException as error:
+        return Outcome(failure=classify(error, job.chore_id))
+
+
+def call_chore(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a user's function; its frame marks where ours end in a traceback."""
+    return function(*args, **kwargs)
+
+
+def dump_result(result: Any, chore_id: str) -> bytes:
+    """Pickle a result; by value (cloudpickle) where plain pickle cannot.
+
+    Raises
+    ------
+    ChoreError
+        With kind ``CANNOT_PICKLE_RESULT``.
+    """
+    try:
+        return pickle.dumps(result, protocol=5)
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # a class of the user's script, for instance, has to go by value
+    try:
+        import cloudpickle
+
+        return bytes(cloudpickle.dumps(result, protocol=5))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ChoreError(
+            Failure(
+                FailureKind.CANNOT_PICKLE_RESULT,
+                f"{chore_id}: its result, of type {type(result).__name__}, cannot be pickled: "
+                f"{type(error).__name__}: {error}",
+                traceback=trimmed_traceback(error),
+            )
+        ) from error
+
+
+def _plain(report: Mapping[str, Any], chore_id: str) -> dict[str, Any]:
+    """Check that a report is small and plain JSON; numbers of numpy become plain ones."""
+    if not report:
+        return {}
+    try:
+        text = json.dumps(dict(report), default=_number)
+    except (TypeError, ValueError) as error:
+        raise ChoreError(
+            Failure(FailureKind.EXCEPTION, f"{chore_id}: its report is not made of plain JSON types: {error}.")
+        ) from error
+    if len(text) > REPORT_LIMIT:
+        raise ChoreError(
+            Failure(
+                FailureKind.EXCEPTION,
+                f"{chore_id}: its report has {len(text)} bytes and may have {REPORT_LIMIT}; "
+                "return what is large as the result.",
+            )
+        )
+    plain: dict[str, Any] = json.loads(text)
+    return plain
+
+
+def _number(value: Any) -> Any:
+    item = getattr(value, "item", None)
+    if item is None:
+        raise TypeError(f"{type(value).__name__} is none")
+    return item()
+
+
+def classify(error: BaseException, chore_id: str) -> Failure:
+    """The failure that an exception in a slot stands for."""
+    if isinstance(error, ChoreError):
+        return error.failure
+    if isinstance(error, load.InputDamagedError):
+        return Failure(FailureKind.STORAGE, str(error))
+    if isinstance(error, load.CannotLoadError):
+        cause = error.__cause__
+        text = trimmed_traceback(cause) if cause is not None else ""
+        return Failure(FailureKind.CANNOT_LOAD, str(error), traceback=text)
+    trace = trimmed_traceback(error)
+    if isinstance(error, SystemExit):
+        return _exit_failure(error, chore_id, trace)
+    if isinstance(error, MemoryError):
+        return Failure(
+            FailureKind.OUT_OF_MEMORY, f"{chore_id}: no more memory could be had ({_say(error)}).", traceback=trace
+        )
+    return Failure(FailureKind.EXCEPTION, _say(error), traceback=trace)
+
+
+def _exit_failure(error: SystemExit, chore_id: str, trace: str) -> Failure:
+    code = error.code
+    number = 0 if code is None else code if isinstance(code, int) else 1
+    said = "" if code is None else repr(code)
+    return Failure(
+        FailureKind.EXIT_CODE,
+        f"{chore_id}: it called sys.exit({said}) instead of returning a result.",
+        traceback=trace,
+        exit_code=number,
+    )
+
+
+def _say(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be shown)"
+    return f"{name}: {text}"[:2000] if text else name
+
+
+def trimmed_traceback(error: BaseException) -> str:
+    """The traceback from the user's first frame on, its middle left out if it is long."""
+    try:
+        trace = error.__traceback__
+        while trace is not None and _is_ours(trace):
+            trace = trace.tb_next
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as trouble:  # an exception whose own text cannot be made
+        text = f"{type(error).__name__} (its traceback cannot be shown: {type(trouble).__name__})\n"
+    if len(text) > TRACEBACK_LIMIT:
+        text = f"{text[: TRACEBACK_LIMIT // 4]}\n...\n{text[-3 * TRACEBACK_LIMIT // 4 :]}"
+    return text
+
+
+def _is_ours(trace: TracebackType) -> bool:
+    return os.path.dirname(trace.tb_frame.f_code.co_filename) == _OURS
+
+
+def storage_failure(error: OSError, path: Path, chore_id: str) -> Failure:
+    """One sentence for a write of ours that failed."""
+    reason = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the quota is used up; free some space",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "it may not be written to",
+        errno.ENOENT: "it does not exist (any more)",
+    }.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return Failure(
+        FailureKind.STORAGE, f"{chore_id}: {error.filename or path} cannot be written: {reason}."
+    )
+
+
+def finish(
+    job: Job, outcome: Outcome, meter: Meter, streams: Streams, publisher: Publisher, run_dir: Path
+) -> tuple[list[Any], bytes]:
+    """Publish what a task leaves, and make the report of it; the task's streams end with it."""
+    trouble = streams.flush()
+    folder = run_dir / (job.directory or f"out/{job.chore_id}")
+    failure, where, inline = outcome.failure, None, b""
+    printed = streams.printed()
+    try:
+        if trouble is not None:
+            raise trouble
+        if printed and job.directory is None:
+            streams.copy_to(folder, job.tag)
+        if failure is None and outcome.data is not None:
+            where = publisher.result(job.chore_id, job.tag, job.directory, outcome.data)
+            inline = outcome.data if len(outcome.data) <= INLINE_LIMIT else b""
+    except OSError as error:
+        failure = failure or storage_failure(error, folder, job.chore_id)
+        where, inline = None, b""
+    except MemoryError as error:
+        failure = failure or classify(error, job.chore_id)
+        where, inline = None, b""
+    described = None
+    if failure is not None:
+        described = {**failure.as_dict(), "stderr": failure.stderr or streams.tail()}
+    streams.end()
+    report = [
+        FINISHED, job.handle, meter.usage(), where.as_list() if where else None, len(inline),
+        outcome.report or None, described, printed,
+    ]  # fmt: skip
+    return report, inline

@@ -1,0 +1,248 @@
+"""A slot as its agent sees it: starting the process, talking to it, and reading how it ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matforge.model import Failure, FailureKind
+from matforge.worker import processes
+from matforge.worker.wire import (
+    PACKET_BUFFER,
+    PACKET_LIMIT,
+    AgentConfig,
+    Profile,
+    TaskField,
+    pack,
+    python_arguments,
+)
+
+_KEPT_WITHOUT_INHERITANCE = (
+    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER",
+)  # fmt: skip
+"""What a process needs to start at all; a chore with ``inherit_env=False`` sees only these of ours."""
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+_STOPPED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals with which somebody ends a process; every other one the process has brought on itself."""
+# packets keep their boundaries; where the system lacks them, local datagrams do the same
+_PACKETS = socket.SOCK_SEQPACKET if processes.LINUX else socket.SOCK_DGRAM
+
+
+@dataclass(slots=True)
+class AgentTask:
+    """A task while the agent has it."""
+
+    handle: int
+    profile: int
+    wire: list[Any]
+    blob: bytes
+    slot: SlotProcess | None = None
+    cancelled: bool = False
+    started: bool = False
+    """Whether the driver has been told that it runs."""
+
+
+@dataclass(slots=True)
+class SlotProcess:
+    """One slot process and what it has been given."""
+
+    number: int
+    profile_number: int
+    profile: Profile
+    process: subprocess.Popen[bytes]
+    near: socket.socket
+    far: socket.socket
+    """The slot's own end, kept to take back what it has not begun."""
+    scratch: Path
+    since: float
+    """When the process was started, or its present task was begun (monotonic)."""
+    gpus: tuple[str, ...] = ()
+    pin: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+    """Core numbers it occupies while it has work."""
+    assigned: deque[AgentTask] = field(default_factory=deque)
+    ready: bool = False
+    doomed: bool = False
+    """It will end, or has been told to: gets nothing more."""
+    cancelling: int = -1
+    """Handle of the running task that is being cancelled."""
+    kill_at: float = 0.0
+    pace: float = 1.0
+    """Seconds a task, smoothed; short ones are worth giving ahead."""
+    oom_kills: int = 0
+
+    @property
+    def pid(self) -> int:
+        """Process id, also of its session and group."""
+        return self.process.pid
+
+    @property
+    def launches(self) -> bool:
+        """Whether it starts programs instead of calling functions."""
+        return self.profile.command or self.profile.num_tasks > 1 or self.profile.mpi
+
+    def give(self, task: AgentTask) -> bool:
+        """Send a task; False if its channel is full."""
+        packet = pack(task.wire, task.blob)
+        if len(packet) > PACKET_LIMIT:
+            path = self.scratch / f"task-{task.handle}"
+            path.write_bytes(packet)
+            packet = pack({"spill": str(path)})
+        try:
+            self.near.send(packet)
+        except BlockingIOError:
+            return False
+        except OSError:  # it has just ended; its end will be noticed, and the task taken back
+            pass
+        task.slot = self
+        self.assigned.append(task)
+        return True
+
+    def take_back(self) -> list[AgentTask]:
+        """Recover the tasks it has not begun, in their order."""
+        count = 0
+        with suppress(OSError):
+            while self.far.recv(PACKET_BUFFER, socket.MSG_DONTWAIT):
+                count += 1
+        recovered = [self.assigned.pop() for _ in range(min(count, len(self.assigned)))]
+        for task in recovered:
+            task.slot = None
+        return recovered[::-1]
+
+    def stderr_path(self, run_dir: Path, task: AgentTask | None) -> Path:
+        """Where the standard error of its present task goes."""
+        if task is not None and (task.wire[TaskField.DIRECTORY] or self.launches):
+            folder = task.wire[TaskField.DIRECTORY] or f"out/{task.wire[TaskField.CHORE_ID]}"
+            path = run_dir / folder / f"stderr.{task.wire[TaskField.TAG]}"
+            if path.exists():
+                return path
+        return self.scratch / "stderr"
+
+    def discard(self) -> None:
+        """Close the channel and remove the scratch directory of an ended slot."""
+        self.near.close()
+        self.far.close()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def slot_environment(config: AgentConfig, profile: Profile, gpus: Sequence[str]) -> dict[str, str]:
+    """The whole environment of a slot's process."""
+    if profile.inherit_env:
+        env = dict(os.environ)
+    else:
+        env = {k: os.environ[k] for k in _KEPT_WITHOUT_INHERITANCE if k in os.environ}
+    # a slot has its cores and no more, whatever the login shell says of threads
+    env.update({name: str(profile.cores_per_task) for name in _THREAD_VARIABLES})
+    env.setdefault("PYTHONHASHSEED", "0")  # results that hold sets are the same on every slot
+    if gpus:
+        env.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    env.update(config.environment)
+    env.update(profile.env)
+    env[processes.TOKEN] = config.token
+    return env
+
+
+def start_slot(
+    config: AgentConfig, config_path: str, number: int, profile_number: int, profile: Profile,
+    gpus: tuple[str, ...], pin: tuple[int, ...], now: float,
+) -> SlotProcess:  # fmt: skip
+    """Start a slot's process; it says ``HELLO`` when it is ready.
+
+    Raises
+    ------
+    OSError
+        If the process cannot be started.
+    """
+    scratch = Path(config.scratch) / f"slot-{number}"
+    scratch.mkdir(mode=0o700)
+    near, far = socket.socketpair(socket.AF_UNIX, _PACKETS)
+    try:
+        for end in (near, far):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        with (scratch / "stdout").open("a+b") as out, (scratch / "stderr").open("a+b") as err:
+            arguments = [config_path, str(far.fileno()), str(number), str(os.getpid())]
+            process = subprocess.Popen(
+                python_arguments(config.python, "slot", *arguments),
+                stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=scratch,
+                env=slot_environment(config, profile, gpus), pass_fds=(far.fileno(),),
+                start_new_session=True,
+            )  # fmt: skip
+        near.setblocking(False)
+        slot = SlotProcess(
+            number, profile_number, profile, process, near, far, scratch, now, gpus, pin,
+            oom_kills=processes.oom_kills(),
+        )  # fmt: skip
+        welcome = {"profile": profile.as_dict(), "scratch": str(scratch), "pin": list(pin)}
+        near.send(pack(welcome))
+        return slot
+    except OSError:
+        near.close()
+        far.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[bool, Failure]:
+    """Why a slot that ended while it ran ``task`` did so.
+
+    Parameters
+    ----------
+    code : int
+        Exit code, or minus the signal's number.
+
+    Returns
+    -------
+    lost : bool
+        Whether the slot, rather than the chore, is to blame.
+    failure : Failure
+    """
+    chore = task.wire[TaskField.CHORE_ID]
+    if slot.cancelling == task.handle:
+        return False, Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled while it ran.", stderr=stderr)
+    if code >= 0:
+        return False, Failure(
+            FailureKind.EXIT_CODE,
+            f"{chore}: its process ended with exit code {code} before it returned a result.",
+            stderr=stderr,
+            exit_code=code,
+        )
+    number = -code
+    name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
+    if number == signal.SIGKILL and processes.oom_kills() > slot.oom_kills:
+        return False, Failure(
+            FailureKind.OUT_OF_MEMORY,
+            f"{chore}: its process was killed because the memory of the machine, or of its share, ran out.",
+            stderr=stderr,
+            signal=number,
+        )
+    if number in _STOPPED_BY_OTHERS:
+        return True, Failure(
+            FailureKind.WORKER_LOST, f"{chore}: its slot was ended from outside by {name}.",
+            stderr=stderr, signal=number,
+        )  # fmt: skip
+    return False, Failure(
+        FailureKind.SIGNAL, f"{chore}: its process was ended by {name}.", stderr=stderr, signal=number
+    )
+
+
+def start_failure(slot_stderr: str, why: str, host: str, env: Mapping[str, str]) -> Failure:
+    """The failure for a slot that could not start, several times in a row."""
+    whose = f" with the chore's own environment ({', '.join(sorted(env))})" if env else ""
+    last = next((line for line in reversed(slot_stderr.splitlines()) if line.strip()), "")
+    said = f", and it said: {last.strip()[:300]}" if last else ""
+    return Failure(
+        FailureKind.START_FAILED, f"No slot can be started on {host}{whose}: {why}{said}", stderr=slot_stderr
+    )
