@@ -523,6 +523,11 @@ _LIVE: weakref.WeakSet[Session] = weakref.WeakSet()
 """Sessions of this process that a signal has to end."""
 
 
+def live() -> list[Session]:
+    """Sessions of this process, ended or not."""
+    return list(_LIVE)
+
+
 def _catch_signals(session: Session) -> None:
     """Ctrl-C and SIGTERM end the runs of this process cleanly, unless it handles them itself."""
     _LIVE.add(session)

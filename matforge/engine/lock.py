@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def _process_start(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living driver holds the lock file ``path``."""
+    lock = RunLock(path)
+    held = lock._read()
+    return held is not None and not lock._stale(held, time.time())
 
 
 class RunLock:

@@ -9,7 +9,7 @@ order and ends in the same place, whatever was lost after the last of them.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,30 @@ class Record:
     """Host, slot, times and outcome of each attempt; emptied into the metadata at the end."""
 
 
+@dataclass(slots=True)
+class Tally:
+    """How the chores of one name stand, for whoever watches."""
+
+    added: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Sums of the numbers in their reports."""
+
+    def count(self, state: ChoreState, report: Mapping[str, Any]) -> None:
+        """Count one that has ended."""
+        if state is ChoreState.COMPLETED:
+            self.completed += 1
+        elif state is ChoreState.FAILED:
+            self.failed += 1
+        else:
+            self.cancelled += 1
+        for name, value in report.items():
+            if isinstance(value, int | float):
+                self.sums[name] = self.sums.get(name, 0) + value
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """A chore that has ended, waiting for the strategy's answer."""
@@ -116,6 +140,8 @@ class Run:
         """The state that the last record with one gave the strategy (base64 of a pickle)."""
         self.keys: dict[str, str] = {}
         """Chore id by key; a key spawned a second time is the same chore."""
+        self.tally: dict[str, Tally] = {}
+        """By name of the chores; counts what is in the journal."""
         self.small_payloads: dict[str, bytes] = {}
         """Payloads of at most :data:`SMALL_PAYLOAD` bytes of chores not yet submitted, so that
         they travel in the message; after a resume they are read from the disk instead."""
@@ -182,6 +208,7 @@ class Run:
             directory = chore.payload.path.rpartition("/")[0]
         self.records[chore.id] = Record(chore, directory)
         self.keys[chore.key] = chore.id
+        self.tally.setdefault(chore.name, Tally()).added += 1
         self._handle(Added(chore.id, chore.inputs, chore.nice, chore.unfit))
 
     # -- events
@@ -302,6 +329,7 @@ class Run:
         """
         assert self.outbox[0] is ending
         self.outbox.popleft()
+        self.tally[ending.chore.name].count(ending.state, ending.report)
         decisions, spawned, instructions = self._apply(steps, ending.chore)
         record = dict(ending.journalled)
         if decisions:
@@ -406,6 +434,7 @@ class Run:
                 f"The journal of {self.store.path} contradicts itself: record {record['seq']} says that "
                 f"{chore_id} {record['s']}, but {ending.chore.id} {ending.state.value} comes first."
             )
+        self.tally[ending.chore.name].count(ending.state, ending.report)
         self._replay_decisions(record)
 
     def _replay_outcome(self, record: dict[str, Any]) -> None:
@@ -413,7 +442,8 @@ class Run:
         self._restart(chore_id, number)
         if record["s"] == ChoreState.COMPLETED.value:
             self.records[chore_id].result = Location.from_list(record["r"])
-            self._handle(Succeeded(chore_id, number), {"id": chore_id, "journal": {}})
+            facts = {"id": chore_id, "journal": {}, "report": record.get("p", {})}
+            self._handle(Succeeded(chore_id, number), facts)
         else:
             self._handle(Failed(chore_id, number, Failure.from_dict(record["f"])))
 

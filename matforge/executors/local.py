@@ -6,7 +6,6 @@ tells it at once that the other has ended.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -26,10 +25,11 @@ from matforge.executors.channel import AgentLink, node_lost
 from matforge.executors.protocol import Capacity, ExecutorFailed, Lost, Report, RunContext, Task
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, UsageError
 from matforge.worker import processes
-from matforge.worker.wire import AgentConfig, encode, python_arguments
+from matforge.worker.wire import AgentConfig, decode, encode, python_arguments
 
 _SOCKET_PATH_LIMIT = 100
 """Longest path of a socket file, a little below what systems allow."""
+_POLLIN = int(zmq.POLLIN)
 _RESTARTS = 3
 _RESTART_WINDOW_S = 60.0
 _CLOSE_S = 10.0
@@ -38,12 +38,13 @@ _CLOSE_S = 10.0
 class _Agent:
     """The agent's process and the driver's ends of its two pipes."""
 
-    def __init__(self, number: int, home: Path, process: subprocess.Popen[bytes], ours: int, its: int, token: str):
+    def __init__(
+        self, number: int, home: Path, process: subprocess.Popen[bytes], pipes: tuple[int, int], token: str
+    ) -> None:
         self.number = number
         self.home = home
         self.process = process
-        self.write_end = ours
-        self.read_end = its
+        self.read_end, self.write_end = pipes
         self.token = token
         self.identity = f"agent-{number}".encode()
         self.link = AgentLink()
@@ -106,7 +107,8 @@ class LocalExecutor:
     ) -> None:
         self._cores = processes.usable_cores()
         self._workers = len(self._cores) if workers is None else workers
-        for label, value, least in (("workers", self._workers, 1), ("gpus", gpus, 0), ("max_chores", max_chores, 1)):
+        numbers = (("workers", self._workers, 1), ("gpus", gpus, 0), ("max_chores", max_chores, 1))
+        for label, value, least in numbers:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"{label} must be a whole number of at least {least}, not {value!r}.")
         if not lease > 0:
@@ -183,7 +185,7 @@ class LocalExecutor:
         finally:
             os.close(read_theirs)
             os.close(write_theirs)
-        self._agent = _Agent(self._count, home, process, write_ours, read_ours, token)
+        self._agent = _Agent(self._count, home, process, (read_ours, write_ours), token)
         self._poller.register(read_ours, zmq.POLLIN)
         self._heard = self._polled = self._beat = now
 
@@ -217,9 +219,7 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         """One node with as many cores as there are workers."""
         gpus = len(self._gpus)
-        return Capacity(
-            1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers)
-        )
+        return Capacity(1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers))
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand tasks to the agent, or keep them until it has started."""
@@ -275,9 +275,9 @@ class LocalExecutor:
         """Wait for anything; whether :meth:`wake` was called."""
         begun = time.monotonic()
         if self._context is None or self._closed:
-            ready = dict(_wake_poller(self._wake_read).poll(seconds * 1000))
+            ready = dict(_wake_poller(self._wake_read).poll(int(seconds * 1000) + 1))
         else:
-            ready = dict(self._poller.poll(seconds * 1000))
+            ready = dict(self._poller.poll(int(seconds * 1000) + 1))
         self._polled = time.monotonic()
         overslept = self._polled - begun - seconds
         if overslept > self._lease / 10:  # the whole machine, or this process, stood still
@@ -314,13 +314,13 @@ class LocalExecutor:
         if gap > self._lease / 10:
             self._heard += gap
         self._polled = now
-        while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             agent = self._agent
             if agent is None or identity != agent.identity:
                 continue  # the last words of an agent that was given up
             self._heard = now
-            message = json.loads(frames[0])
+            message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
                 self._ready += agent.link.reports(message, frames)
@@ -334,7 +334,8 @@ class LocalExecutor:
             self._give_up(
                 Failure(
                     FailureKind.START_FAILED,
-                    f"The agent on {message['host']} is MatForge {message['version']}, the driver {__version__}.",
+                    f"The agent on {message['host']} is MatForge {message['version']}, "
+                    f"and the driver is {__version__}.",
                 )
             )
             return

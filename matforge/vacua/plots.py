@@ -81,8 +81,8 @@ def plot_file(parquet: str | Path, out: str | Path, title: str | None = None) ->
 
     try:
         table = pq.read_table(parquet)
-    except OSError as error:
-        raise InputError(f"{parquet}: cannot be read as parquet ({error}): give the path of a vacua file.") from error
+    except (OSError, ValueError) as error:  # pyarrow's own errors are both
+        raise InputError(f"{parquet}: cannot be read as parquet: give the path of a file of vacua.") from error
     if title is None:
         stored = (table.schema.metadata or {}).get(b"geometry", b"").decode()
         title = stored if stored and not stored.startswith("{") else Path(parquet).stem

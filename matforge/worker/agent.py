@@ -9,7 +9,6 @@ Run as ``python -m matforge.worker.agent CONFIG``; see :class:`~matforge.worker.
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import shutil
@@ -26,13 +25,14 @@ from matforge._version import __version__
 from matforge.worker import processes
 from matforge.worker.pool import Pool
 from matforge.worker.slotproc import SlotProcess
-from matforge.worker.wire import WIRE_VERSION, AgentConfig, encode
+from matforge.worker.wire import WIRE_VERSION, AgentConfig, decode, encode
 
 TICK_S = 0.02
 GATHER_S = 0.005
 """While there is more to do, reports are sent at most this often."""
 GATHER = 64
 CLOSE_S = 8.0
+_POLLIN = int(zmq.POLLIN)
 
 
 class Agent:
@@ -44,7 +44,7 @@ class Agent:
         self._socket = self._connect()
         self._pool = Pool(config, config_path, self._forget)
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._socket.get(zmq.FD), selectors.EVENT_READ, None)
+        self._selector.register(int(self._socket.get(zmq.FD)), selectors.EVENT_READ, None)
         if config.lifeline >= 0:
             os.set_inheritable(config.lifeline, False)
             os.set_blocking(config.lifeline, False)
@@ -118,7 +118,7 @@ class Agent:
     def _turn(self, timeout: float) -> None:
         """Wait for something to happen, and deal with all that has."""
         # zmq's descriptor only tells of changes, so what is there already must be asked for
-        if self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+        if int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             timeout = 0.0
         events = self._selector.select(timeout)
         now = time.monotonic()
@@ -146,9 +146,7 @@ class Agent:
             self._flush()
 
     def _worth_sending(self, now: float) -> bool:
-        return (
-            not self._pool.waiting or len(self._pool.reports) >= GATHER or now - self._sent >= GATHER_S
-        )
+        return not self._pool.waiting or len(self._pool.reports) >= GATHER or now - self._sent >= GATHER_S
 
     def _drain_children(self, now: float) -> None:
         with suppress(BlockingIOError):
@@ -185,10 +183,10 @@ class Agent:
     # -- the driver
 
     def _hear(self, now: float) -> None:
-        while self._socket.get(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             frames = self._socket.recv_multipart(zmq.NOBLOCK)
             self._heard = now
-            message = json.loads(frames[0])
+            message = decode(frames[0])
             kind = message["t"]
             if kind == "tasks":
                 self._pool.add(message["profiles"], message["tasks"], frames[1])

@@ -127,7 +127,7 @@ def _new_writers() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
     """Text streams on descriptors 1 and 2, which survive a crash line by line."""
     writers = []
     for descriptor in (1, 2):
-        raw = open(descriptor, "wb", closefd=False)
+        raw = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
         writers.append(
             io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
         )

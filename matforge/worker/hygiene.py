@@ -12,6 +12,7 @@ function sets is undone. Chores that must have a precision of their own ask for 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import importlib.util
 import os
 import signal
@@ -27,7 +28,7 @@ from typing import Any
 from matforge.worker import processes
 
 _WATCHED_SIGNALS = [
-    getattr(signal, name)
+    int(getattr(signal, name))
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGPIPE")
     if hasattr(signal, name)
 ]
@@ -39,12 +40,13 @@ class Baseline:
     """The state of the process between chores."""
 
     def __init__(self) -> None:
-        self._environ = os.environ.copy()
-        # compared after every chore: a copy of the decoded mapping would cost twenty times as much
-        self._raw: dict[bytes, bytes] = dict(getattr(os.environ, "_data", {}))
+        # the mapping beneath os.environ: to copy and compare the decoded one costs twenty times as much
+        self._live: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        self._environ = self._live.copy()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
-        self._handlers = {number: signal.getsignal(number) for number in _WATCHED_SIGNALS}
+        # _signal, because signal.getsignal spends most of its time on making enumeration members
+        self._handlers = {number: _signal.getsignal(number) for number in _WATCHED_SIGNALS}
         self._recursion = sys.getrecursionlimit()
         self._threads = set(threading.enumerate())
         self._jax = JaxWatch()
@@ -57,12 +59,11 @@ class Baseline:
         str
             Why the slot must be replaced; empty if it is clean.
         """
-        if getattr(os.environ, "_data", None) != self._raw or not self._raw:
-            os.environ.clear()
-            os.environ.update(self._environ)
+        if os.environ._data != self._environ:  # type: ignore[attr-defined]
+            self._restore_environment()
         os.umask(self._umask)
         for number, handler in self._handlers.items():
-            if signal.getsignal(number) is not handler:
+            if _signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
         with suppress(AttributeError):
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -70,6 +71,20 @@ class Baseline:
             sys.setrecursionlimit(self._recursion)
         self._jax.restore()
         return self._leaked_children() or self._leaked_threads()
+
+    def set_environment(self, values: dict[str, str]) -> None:
+        """Set the variables of one chore; they stay until the next one's replace them."""
+        for name, value in values.items():
+            os.environ[name] = value
+        self._environ = self._live.copy()
+
+    def _restore_environment(self) -> None:
+        live: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+        for name in live.keys() - self._environ.keys():
+            del os.environ[os.fsdecode(name)]
+        for name, value in self._environ.items():
+            if live.get(name) != value:
+                os.environ[os.fsdecode(name)] = os.fsdecode(value)
 
     def _leaked_threads(self) -> str:
         if threading.active_count() <= len(self._threads):
@@ -95,12 +110,6 @@ def _resource_tracker() -> list[int]:
     module = sys.modules.get("multiprocessing.resource_tracker")
     pid = getattr(getattr(module, "_resource_tracker", None), "_pid", None)
     return [pid] if isinstance(pid, int) else []
-
-
-def set_environment(values: dict[str, str]) -> None:
-    """Set the variables of one chore."""
-    for name, value in values.items():
-        os.environ[name] = value
 
 
 class JaxWatch(MetaPathFinder):

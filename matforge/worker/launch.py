@@ -23,6 +23,7 @@ from typing import Any
 from matforge.model import Failure, FailureKind
 from matforge.worker import load, processes
 from matforge.worker.runner import ChoreError, Job, Outcome, classify
+from matforge.worker.slotproc import signal_name
 from matforge.worker.wire import Profile, TaskField, pack, python_arguments
 
 _SIGKILL = int(signal.SIGKILL)
@@ -202,7 +203,8 @@ def _wait_for_all(tasks: Mapping[int, subprocess.Popen[bytes]]) -> int | None:
 
 def _end_failure(chore_id: str, name: str, code: int, *, oom: bool) -> Failure:
     if code > 0:
-        return Failure(FailureKind.EXIT_CODE, f"{chore_id}: {name} ended with exit code {code}.", exit_code=code)
+        said = f"{chore_id}: {name} ended with exit code {code}."
+        return Failure(FailureKind.EXIT_CODE, said, exit_code=code)
     number = -code
     if oom and number == _SIGKILL:
         return Failure(
@@ -211,11 +213,3 @@ def _end_failure(chore_id: str, name: str, code: int, *, oom: bool) -> Failure:
     return Failure(
         FailureKind.SIGNAL, f"{chore_id}: {name} was ended by {signal_name(number)}.", signal=number
     )
-
-
-def signal_name(number: int) -> str:
-    """``SIGSEGV`` for 11; the number itself if it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -8,7 +8,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matforge.engine.locations import DamagedError, read
 from matforge.model import Location, MatForgeError, apply_path
@@ -49,9 +49,10 @@ class Functions:
             raise CannotLoadError(
                 f"{chore_id}: the function {name} cannot be read from {self._folder}: {error.strerror}."
             ) from error
-        function = _unpickle(lambda: pickle.loads(data), f"its function {name}", chore_id)
-        if not callable(function):
+        loaded = _unpickle(lambda: pickle.loads(data), f"its function {name}", chore_id)
+        if not callable(loaded):
             raise CannotLoadError(f"{chore_id}: {self._folder / name} holds no function.")
+        function = cast("Callable[..., Any]", loaded)
         self._known[name] = function
         if len(self._known) > _CACHED:
             self._known.popitem(last=False)
@@ -137,8 +138,8 @@ def _unpickle(load: Callable[[], Any], what: str, chore_id: str) -> Any:
         raise
     except ModuleNotFoundError as error:
         raise CannotLoadError(
-            f"{chore_id}: {what} cannot be loaded on {socket.gethostname()}, because the module {error.name!r} is missing "
-            "there; install it, or put it beside the script."
+            f"{chore_id}: {what} cannot be loaded on {socket.gethostname()}, because the module "
+            f"{error.name!r} is missing there; install it, or put it beside the script."
         ) from error
     except Exception as error:
         raise CannotLoadError(

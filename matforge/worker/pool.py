@@ -56,9 +56,7 @@ class Pool:
     Reports gather in ``reports`` and ``blobs``; the agent sends and empties both.
     """
 
-    def __init__(
-        self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None]
-    ) -> None:
+    def __init__(self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None]) -> None:
         self.reports: list[list[Any]] = []
         self.blobs: list[bytes] = []
         self.failed: Failure | None = None
@@ -124,7 +122,8 @@ class Pool:
                     self._release(slot)
             if task.slot is None:
                 chore = task.wire[TaskField.CHORE_ID]
-                self._end_task(task, Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled before it ran."))
+                said = f"{chore}: it was cancelled before it ran."
+                self._end_task(task, Failure(FailureKind.CANCELLED, said))
             else:
                 self._stop(task.slot, now)
                 task.slot.cancelling = handle
@@ -143,9 +142,7 @@ class Pool:
     ) -> None:
         self._tasks.pop(task.handle, None)
         none = [-1, 0.0, 0.0, 0.0, 0]
-        self.reports.append(
-            [FINISHED, task.handle, usage or none, None, 0, None, failure.as_dict(), printed]
-        )
+        self.reports.append([FINISHED, task.handle, usage or none, None, 0, None, failure.as_dict(), printed])
 
     # -- giving out work
 
@@ -199,9 +196,7 @@ class Pool:
         pin = tuple(known[c % len(known)] for c in cores) if self._config.affinity and known else ()
         self._count += 1
         try:
-            slot = start_slot(
-                self._config, self._config_path, self._count, number, profile, gpus, pin, now
-            )
+            slot = start_slot(self._config, self._config_path, self._count, number, profile, gpus, pin, now)
         except OSError as error:
             self._start_refused(number, f"{self._config.python}: {error.strerror or error}", "", now)
             return None

@@ -60,13 +60,9 @@ class Job:
             task[f.COMMAND], task[f.INPUTS] or [], task[f.DIRECTORY], task[f.SEED],
         )  # fmt: skip
 
-    def environment(self, run_dir: Path) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Variables that tell a chore who it is."""
-        return {
-            "MATFORGE_CHORE_ID": self.chore_id,
-            "MATFORGE_SEED": str(self.seed),
-            "MATFORGE_RUN_DIR": str(run_dir),
-        }
+        return {"MATFORGE_CHORE_ID": self.chore_id, "MATFORGE_SEED": str(self.seed)}
 
 
 @dataclass(slots=True)
@@ -165,7 +161,9 @@ def _plain(report: Mapping[str, Any], chore_id: str) -> dict[str, Any]:
         text = json.dumps(dict(report), default=_number)
     except (TypeError, ValueError) as error:
         raise ChoreError(
-            Failure(FailureKind.EXCEPTION, f"{chore_id}: its report is not made of plain JSON types: {error}.")
+            Failure(
+                FailureKind.EXCEPTION, f"{chore_id}: its report is not made of plain JSON types: {error}."
+            )
         ) from error
     if len(text) > REPORT_LIMIT:
         raise ChoreError(
@@ -200,9 +198,8 @@ def classify(error: BaseException, chore_id: str) -> Failure:
     if isinstance(error, SystemExit):
         return _exit_failure(error, chore_id, trace)
     if isinstance(error, MemoryError):
-        return Failure(
-            FailureKind.OUT_OF_MEMORY, f"{chore_id}: no more memory could be had ({_say(error)}).", traceback=trace
-        )
+        said = f"{chore_id}: no more memory could be had ({_say(error)})."
+        return Failure(FailureKind.OUT_OF_MEMORY, said, traceback=trace)
     return Failure(FailureKind.EXCEPTION, _say(error), traceback=trace)
 
 
@@ -254,9 +251,7 @@ def storage_failure(error: OSError, path: Path, chore_id: str) -> Failure:
         errno.EACCES: "it may not be written to",
         errno.ENOENT: "it does not exist (any more)",
     }.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return Failure(
-        FailureKind.STORAGE, f"{chore_id}: {error.filename or path} cannot be written: {reason}."
-    )
+    return Failure(FailureKind.STORAGE, f"{chore_id}: {error.filename or path} cannot be written: {reason}.")
 
 
 def finish(

@@ -51,6 +51,7 @@ class Slot:
         self._done = 0
         self._launches = self._profile.command or self._profile.num_tasks > 1 or self._profile.mpi
         self._running = False
+        os.environ["MATFORGE_RUN_DIR"] = config.run_dir
         self._set_signals()
         os.chdir(self._work)
         self._streams = Streams()
@@ -132,7 +133,7 @@ class Slot:
             os.chdir(folder)
         except OSError as error:
             return Outcome(failure=storage_failure(error, folder, job.chore_id))
-        hygiene.set_environment(job.environment(self._run_dir))
+        self._baseline.set_environment(job.environment())
         return None
 
     def _perform(self, job: Job) -> Outcome:

@@ -27,7 +27,8 @@ from matforge.worker.wire import (
 )
 
 _KEPT_WITHOUT_INHERITANCE = (
-    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER",
+    "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ",
+    "USER",
 )  # fmt: skip
 """What a process needs to start at all; a chore with ``inherit_env=False`` sees only these of ours."""
 _THREAD_VARIABLES = (
@@ -211,7 +212,8 @@ def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[
     """
     chore = task.wire[TaskField.CHORE_ID]
     if slot.cancelling == task.handle:
-        return False, Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled while it ran.", stderr=stderr)
+        said = f"{chore}: it was cancelled while it ran."
+        return False, Failure(FailureKind.CANCELLED, said, stderr=stderr)
     if code >= 0:
         return False, Failure(
             FailureKind.EXIT_CODE,
@@ -220,7 +222,7 @@ def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[
             exit_code=code,
         )
     number = -code
-    name = signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
+    name = signal_name(number)
     if number == signal.SIGKILL and processes.oom_kills() > slot.oom_kills:
         return False, Failure(
             FailureKind.OUT_OF_MEMORY,
@@ -236,6 +238,14 @@ def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[
     return False, Failure(
         FailureKind.SIGNAL, f"{chore}: its process was ended by {name}.", stderr=stderr, signal=number
     )
+
+
+def signal_name(number: int) -> str:
+    """``SIGSEGV`` for 11; the number itself if it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def start_failure(slot_stderr: str, why: str, host: str, env: Mapping[str, str]) -> Failure:

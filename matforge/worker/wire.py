@@ -55,7 +55,10 @@ class TaskField(IntEnum):
 
 
 class ReportField(IntEnum):
-    """Places in a ``FINISHED`` report; the others are ``[STARTED, handle, slot]`` and ``[LOST, handle, failure]``."""
+    """Places in a ``FINISHED`` report.
+
+    The others are ``[STARTED, handle, slot]`` and ``[LOST, handle, failure]``.
+    """
 
     KIND = 0
     HANDLE = 1
@@ -163,6 +166,7 @@ def python_arguments(python: str, module: str, *arguments: str) -> list[str]:
 
 
 _dumps = json.JSONEncoder(separators=(",", ":")).encode
+_loads = json.JSONDecoder().decode
 
 
 def pack(header: Any, blob: bytes = b"") -> bytes:
@@ -173,9 +177,14 @@ def pack(header: Any, blob: bytes = b"") -> bytes:
 def unpack(packet: bytes) -> tuple[Any, bytes]:
     """Inverse of :func:`pack`."""
     head, _, blob = packet.partition(b"\0")
-    return json.loads(head), blob
+    return _loads(head.decode()), blob
 
 
 def encode(header: Any) -> bytes:
     """JSON header of a zmq message."""
     return _dumps(header).encode()
+
+
+def decode(header: bytes) -> Any:
+    """Inverse of :func:`encode`."""
+    return _loads(header.decode())

@@ -1,0 +1,72 @@
+"""How the commands speak: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Any, NoReturn
+
+from matforge.model import MatForgeError, UsageError
+
+
+class Exit(IntEnum):
+    """Exit codes of every command."""
+
+    DONE = 0
+    FAILED = 1
+    """Chores failed, or a check or merge is incomplete."""
+    USAGE = 2
+    """Wrong use, or a request that can never fit; told before work starts."""
+    REFUSED = 3
+    """A remote refuses us: credentials, missing repository."""
+    UNFINISHED = 75
+    """Ended before its end, and can be resumed."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+
+
+def complain(sentence: str) -> None:
+    """One sentence on standard error."""
+    print(f"matforge: {sentence}", file=sys.stderr)
+
+
+def leave(code: Exit, sentence: str = "") -> NoReturn:
+    """End the command."""
+    if sentence:
+        complain(sentence)
+    raise SystemExit(int(code))
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Turn the errors that a user can cause into one sentence and the right exit code."""
+    try:
+        yield
+    except UsageError as error:
+        leave(Exit.USAGE, str(error))
+    except MatForgeError as error:
+        leave(*_judge(error))
+    except ValueError as error:
+        if type(error).__name__ != "InputError":  # matforge.vacua's; not imported for its name alone
+            raise
+        leave(Exit.USAGE, str(error))
+
+
+def _judge(error: MatForgeError) -> tuple[Exit, str]:
+    from matforge.engine.lock import LockedError
+    from matforge.engine.store import StorageError
+    from matforge.session import InterruptedRunError
+
+    if isinstance(error, LockedError | StorageError | InterruptedRunError):
+        return Exit.UNFINISHED, str(error)
+    return Exit.FAILED, str(error)
+
+
+def out(*objects: Any, **options: Any) -> None:
+    """Print through rich: tables and colours on a terminal, plain text in a pipe."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+    console.print(*objects, **options)
