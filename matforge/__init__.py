@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matforge.chore import Chore, ChoreRegistry, ChoreSpec
     from matforge.manager import FluxManager
     from matforge.model import (
+        ChoreState,
         Failure,
         FailureKind,
         MatForgeError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from matforge.strategy import (
         AdaptiveStrategy,
         Cancel,
+        Decision,
         Event,
         FutureProcessingStrategy,
         NonAdaptiveStrategy,
@@ -40,6 +42,8 @@ _HOMES = {
     "ChoreRegistry": "chore",
     "ChoreSpec": "chore",
     "FluxManager": "manager",
+    "ChoreState": "model",
+    "Decision": "strategy",
     "Failure": "model",
     "FailureKind": "model",
     "MatForgeError": "model",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,12 @@ def nearest(name: str, known: Any) -> str:
     return f" (known: {', '.join(names[:12])})" if names else " (none is known)"
 
 
+def check_nice(nice: Any) -> None:
+    """Raise :class:`UsageError` if ``nice`` is no place in a queue."""
+    if not isinstance(nice, int):
+        raise UsageError(f"nice must be a whole number, not {nice!r}.")
+
+
 @dataclass(frozen=True, slots=True)
 class ChoreSpec:
     """A chore that a strategy wants: which registered function, with which arguments.
@@ -140,8 +147,11 @@ class ChoreSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.qualname, str) or not self.qualname:
             raise UsageError("A ChoreSpec needs qualname, the name of a registered chore.")
-        if not isinstance(self.nice, int):
-            raise UsageError(f"nice must be a whole number, not {self.nice!r}.")
+        check_nice(self.nice)
+        if self.key is not None and not isinstance(self.key, str):
+            raise UsageError(f"key must be a string, not {self.key!r}.")
+        if self.resources is not None and not isinstance(self.resources, Resources):
+            raise UsageError(f"resources must be a Resources, not {self.resources!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +195,7 @@ class Chore:
     @property
     def lane(self) -> Lane:
         """Warm slots take Python functions on one task; all else is a job."""
-        wants = self.resources
-        job = self.function is None or wants.num_tasks > 1 or wants.mpi or wants.isolated
-        return Lane.JOB if job else Lane.WARM
+        return Lane.JOB if self.function is None or self.resources.job_lane else Lane.WARM
 
     @property
     def seed(self) -> int:
@@ -243,8 +251,6 @@ def pack(arguments: Any) -> tuple[bytes, tuple[str, ...]]:
         If something inside cannot be pickled; the sentence says which argument.
     """
     if not _interesting(arguments):  # plain values: the C pickler is ten times faster
-        import pickle
-
         return pickle.dumps(arguments, protocol=5), ()
     inputs: dict[str, int] = {}
     try:
@@ -253,15 +259,20 @@ def pack(arguments: Any) -> tuple[bytes, tuple[str, ...]]:
         raise UsageError(f"{_culprit(arguments)} cannot be pickled: {error}") from error
 
 
-def _interesting(value: Any) -> bool:
+_PLAIN = frozenset((int, float, str, bytes, bool, complex, type(None)))
+_DEEP = 20
+
+
+def _interesting(value: Any, depth: int = 0) -> bool:
     """Whether ``value`` may hold a reference or need cloudpickle; plain containers are searched."""
     kind = type(value)
-    if kind in (int, float, str, bytes, bool, complex, type(None)):
+    if kind in _PLAIN:
         return False
-    if kind in (tuple, list):
-        return any(_interesting(v) for v in value)
-    if kind is dict:
-        return any(_interesting(k) or _interesting(v) for k, v in value.items())
+    if depth < _DEEP:  # a container may hold itself
+        if kind is tuple or kind is list:
+            return any(type(v) not in _PLAIN and _interesting(v, depth + 1) for v in value)
+        if kind is dict:
+            return any(_interesting(k, depth + 1) or _interesting(v, depth + 1) for k, v in value.items())
     return True
 
 

@@ -10,14 +10,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from matforge.chore import Chore
 from matforge.engine import arbitration, graph
 from matforge.engine.lock import LockedError, RunLock
-from matforge.engine.run import Ending, Run
+from matforge.engine.records import Ending
+from matforge.engine.run import Run
 from matforge.engine.status import Counters, StatusWriter
-from matforge.engine.store import StorageError, storage_sentence
+from matforge.engine.store import FULL_LIMIT, OUT_NAME, StorageError, storage_sentence
 from matforge.executors.protocol import (
     CapacityChanged,
     Executor,
@@ -29,7 +31,7 @@ from matforge.executors.protocol import (
     Started,
     Task,
 )
-from matforge.model import Attempt, ChoreState, RunState
+from matforge.model import Attempt, ChoreState, MatForgeError, RunState
 from matforge.steering import Answer, Entry, Steering
 from matforge.strategy import FutureProcessingStrategy
 
@@ -38,6 +40,8 @@ log = logging.getLogger("matforge")
 IDLE_POLL_S = 5.0
 """Longest wait for a report; the lock is renewed and the status looked at in between."""
 METADATA_VERSION = 1
+ERRORS_SHOWN = 20
+"""Strategy errors in ``status.json``; all of them are in the journal and in the log."""
 
 
 class FluxManager:
@@ -81,7 +85,10 @@ class FluxManager:
         self.status = status
         self._executor = executor
         self._strategy = strategy
-        self._steering = Steering(strategy, run, functions, executor.wake)
+        self._gate = threading.RLock()
+        """Held to wake the executor, so that nobody does once it is closed (re-entrant: signals)."""
+        self._closed = False
+        self._steering = Steering(strategy, run, functions, self._wake)
         self._context = context
         self._functions = functions
         self._lock = lock
@@ -93,9 +100,10 @@ class FluxManager:
         self._mean_wall: float | None = None
         self._finished = False
         self._interrupted: str | None = None
+        self._taken_over = False
+        """Whether the run belongs to another driver by now, so that nothing may be written."""
         self.problem: str | None = None
         """One sentence about why the run could not go on, if it could not."""
-        self.strategy_errors: list[str] = []
         self.done = threading.Event()
 
     # -- requests from other threads
@@ -103,12 +111,17 @@ class FluxManager:
     def interrupt(self, reason: str) -> None:
         """End the run soon, resumable; callable from any thread and from signal handlers."""
         self._requests.append(("interrupt", reason))
-        self._executor.wake()
+        self._wake()
 
     def cancel(self, chore_id: str) -> None:
         """Cancel a chore; callable from any thread."""
         self._requests.append(("cancel", chore_id))
-        self._executor.wake()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._gate:
+            if not self._closed:
+                self._executor.wake()
 
     # -- the loop
 
@@ -124,24 +137,47 @@ class FluxManager:
         try:
             self._begin()
             while not (self._finished or self._interrupted or self.problem):
-                self._take_requests()
+                if not self._take_requests():
+                    break
                 self._dispatch()
                 self._settle()
                 for report in self._executor.poll(self._patience()):
                     self._absorb(report)
                 self._settle()
                 self._write_out()
-        except (StorageError, LockedError) as error:
+        except LockedError as error:
+            self._interrupted, self._taken_over = str(error), True
+        except StorageError as error:
             self._interrupted = str(error)
         except OSError as error:
-            self._interrupted = storage_sentence(self.engine.store.path, error)
+            self._interrupted = self._sentence(error)
+        except Exception as error:
+            self.problem = f"{type(error).__name__}: {error}"
+            raise
         finally:
             self._end()
         return self.status.state
 
+    def _sentence(self, error: OSError) -> str:
+        return storage_sentence(Path(error.filename or self.engine.store.path), error)
+
     def _begin(self) -> None:
-        self._executor.start(self._context)
-        capacity = self._executor.capacity()
+        if self.engine.graph.open or self.engine.outbox or self._fresh:
+            try:
+                self._executor.start(self._context)
+            except (MatForgeError, OSError) as error:
+                self.problem = f"The {self._executor.name} executor cannot be started: {error}"
+                return
+        self._learn_capacity()
+        self.status.state = RunState.RUNNING
+        self._tell_errors()
+        if self._fresh:
+            self._steering.ask(None)
+        self._settle()
+        self._write_out(force=True)
+
+    def _learn_capacity(self) -> None:
+        self._capacity = capacity = self._executor.capacity()
         self.status.allocation = {
             "nodes": capacity.nodes,
             "cores_per_node": capacity.cores_per_node,
@@ -149,20 +185,17 @@ class FluxManager:
             "total_cores": capacity.total_cores,
             "total_gpus": capacity.total_gpus,
         }
-        self._capacity = capacity
-        self.status.state = RunState.RUNNING
-        if self._fresh:
-            self._steering.ask(None)
-        self._settle()
-        self._write_out(force=True)
 
-    def _take_requests(self) -> None:
+    def _take_requests(self) -> bool:
+        """Whether to go on."""
         while self._requests:
             kind, value = self._requests.popleft()
             if kind == "interrupt":
                 self._interrupted = value
-            elif value in self.engine.records:
+                return False
+            if value in self.engine.records:
                 self._perform(self.engine.cancel(value))
+        return True
 
     def _patience(self) -> float:
         """How long the next poll may wait."""
@@ -178,11 +211,17 @@ class FluxManager:
 
     def _write_out(self, *, force: bool = False) -> None:
         now = self._executor.now()
-        self.engine.store.flush()
-        self.engine.journal.flush(now)
-        self.status.write(self._counters(), now, force=force)
         if self._lock is not None:
-            self._lock.renew(now)
+            self._lock.renew(now)  # first: whoever has lost the run must not write
+        self._flush(now)
+        if force or self.status.due() <= now:
+            self.status.write(self._counters(), now, force=force)
+
+    def _flush(self, now: float) -> None:
+        """Out of this process: everything that must be known before anything follows from it."""
+        self.engine.write_endings()
+        self._tell()
+        self.engine.flush(now)
 
     # -- dispatch
 
@@ -202,8 +241,7 @@ class FluxManager:
             assert submit is not None
             tasks.append(self._task(run.records[submit.id].chore, submit.number))
         if tasks:
-            run.store.flush()
-            run.journal.flush(self._executor.now())
+            self._flush(self._executor.now())
             self._executor.submit(tasks)
 
     def _task(self, chore: Chore, number: int) -> Task:
@@ -243,11 +281,12 @@ class FluxManager:
             if report.attempt.epoch == self.engine.epoch:
                 self.engine.graph.handle(graph.Started(report.attempt.chore_id, report.attempt.number))
         elif isinstance(report, Lost):
-            if self.engine.is_current(report.attempt):
+            # what a broken executor gives back has done nothing wrong: it is simply still to be run
+            if self.problem is None and self.engine.is_current(report.attempt):
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
                 self.engine.lost(report.attempt, report.failure)
         elif isinstance(report, CapacityChanged):
-            self._capacity = self._executor.capacity()
+            self._learn_capacity()
         elif isinstance(report, ExecutorFailed):
             self.problem = report.failure.message
             log.error("the executor failed: %s\n%s", report.failure.message, report.failure.stderr)
@@ -259,11 +298,16 @@ class FluxManager:
         wall = report.usage.wall_s
         self._mean_wall = wall if self._mean_wall is None else 0.9 * self._mean_wall + 0.1 * wall
         if report.failure is not None:
-            self.engine.failed(report.attempt, report.failure, report.usage)
+            self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
             return
         assert report.result is not None
         self.engine.succeeded(
-            report.attempt, report.result, report=report.report, usage=report.usage, inline=report.inline
+            report.attempt,
+            report.result,
+            report=report.report,
+            usage=report.usage,
+            inline=report.inline,
+            printed=report.printed,
         )
 
     # -- the strategy
@@ -285,27 +329,40 @@ class FluxManager:
             self._finished = self._finished or any(isinstance(i, graph.Finish) for i in done)
 
     def _apply(self, answer: Answer) -> None:
-        if answer.error:
-            self.strategy_errors.append(answer.error)
-            self.status.extra["strategy_errors"] = self.strategy_errors[-20:]
+        run = self.engine
         if answer.ending is None:
-            _, instructions = self.engine.decide(answer.steps, state=answer.state, origin="start")
+            instructions = run.decide(answer.steps, state=answer.state, origin="start", error=answer.error)
         else:
-            _, instructions = self.engine.settle(
+            instructions = run.settle(
                 answer.ending, answer.steps, state=answer.state, error=answer.error
             )
             self._asked -= 1
-            self._tell(answer.ending)
+        if answer.error:
+            self._tell_errors()
         self._perform(instructions)
 
-    def _tell(self, ending: Ending) -> None:
-        """Metadata, status and whoever waits: only after the ending is in the journal's queue."""
+    def _tell_errors(self) -> None:
+        if self.engine.strategy_errors:
+            self.status.extra["strategy_errors"] = self.engine.strategy_errors[-ERRORS_SHOWN:]
+
+    def _tell(self) -> None:
+        """Metadata, status and whoever waits: of what is in the journal's queue by now."""
+        endings, self.engine.written = self.engine.written, []
+        for ending in endings:
+            self._tell_one(ending)
+
+    def _tell_one(self, ending: Ending) -> None:
         run, chore = self.engine, ending.chore
         record = run.records[chore.id]
-        if ending.failure is not None and ending.state is ChoreState.FAILED:
+        failed = ending.state is ChoreState.FAILED
+        directory = record.directory
+        few = run.graph.counts[ChoreState.FAILED] <= FULL_LIMIT
+        if directory is None and (ending.facts.printed or (failed and ending.facts.number and few)):
+            directory = f"{OUT_NAME}/{chore.id}"  # where a person will look
+        if failed and ending.failure is not None:
             self.status.failed(chore.id, ending.failure, self._executor.now())
             log.warning("%s failed (%s): %s", chore.id, ending.failure.kind.value, ending.failure.message)
-        run.store.put_metadata(chore.id, record.directory, self._metadata(ending))
+        run.store.put_metadata(chore.id, directory, self._metadata(ending))
         record.attempts = []
         run.small_payloads.pop(chore.id, None)
         if self._on_end is not None:
@@ -325,7 +382,7 @@ class FluxManager:
             "seed": chore.seed,
             "state": ending.state.value,
             "failure": ending.failure.as_dict() if ending.failure else None,
-            "report": dict(ending.report),
+            "report": ending.facts.report,
             "result": ending.result.as_list() if ending.result else None,
             "attempts": self.engine.records[chore.id].attempts,
         }
@@ -333,9 +390,8 @@ class FluxManager:
     # -- the end
 
     def _counters(self) -> Counters:
-        counts = self.engine.graph.counts
-        busy = self.engine.cores_in_flight
-        total = self.status.allocation.get("total_cores", 0)
+        run, allocation = self.engine, self.status.allocation
+        counts = run.graph.counts
         return Counters(
             ready=counts[ChoreState.READY],
             blocked=counts[ChoreState.BLOCKED],
@@ -343,32 +399,46 @@ class FluxManager:
             completed=counts[ChoreState.COMPLETED],
             failed=counts[ChoreState.FAILED],
             cancelled=counts[ChoreState.CANCELLED],
-            free_cores=max(0, total - busy),
-            free_gpus=self.status.allocation.get("total_gpus", 0),
+            free_cores=max(0, allocation.get("total_cores", 0) - run.cores_in_flight),
+            free_gpus=max(0, allocation.get("total_gpus", 0) - run.gpus_in_flight),
         )
 
     def _end(self) -> None:
         """Leave nothing behind: no process, no unwritten record, no lock."""
-        self._executor.close(kill=not self._finished)
+        with self._gate:
+            self._closed = True
         self._steering.close()
-        counts = self.engine.graph.counts
-        if self._finished:
-            bad = counts[ChoreState.FAILED] or self.strategy_errors
-            self.status.state = RunState.FAILED if bad else RunState.COMPLETED
-        else:
-            self.status.state = RunState.FAILED if self.problem else RunState.INTERRUPTED
-            self.problem = self.problem or self._interrupted
         try:
+            self._executor.close(kill=not self._finished)
+        finally:
+            self.status.state = self._final_state()
+            self.problem = self.problem or self._interrupted
+            try:
+                self._close_files()
+            finally:
+                if self._lock is not None:
+                    self._lock.release()
+                self.done.set()
+
+    def _final_state(self) -> RunState:
+        if self._finished:
+            bad = self.engine.graph.counts[ChoreState.FAILED] or self.engine.strategy_errors
+            return RunState.FAILED if bad else RunState.COMPLETED
+        return RunState.FAILED if self.problem else RunState.INTERRUPTED
+
+    def _close_files(self) -> None:
+        run = self.engine
+        try:
+            run.store.close()
+            if self._taken_over:
+                return
             if self._finished:
-                self.engine.journal.append({"e": "state", "s": self.status.state.value})
-            self.engine.store.close()
-            self.engine.journal.close()
+                run.journal.append({"e": "state", "s": self.status.state.value})
+            run.journal.close()
             self.status.write(self._counters(), self._executor.now(), force=True)
         except OSError as error:
-            self.problem = storage_sentence(self.engine.store.path, error)
+            self.problem = self._sentence(error)
             if self.status.state is RunState.COMPLETED:
                 self.status.state = RunState.INTERRUPTED
         finally:
-            if self._lock is not None:
-                self._lock.release()
-            self.done.set()
+            run.journal.abandon()

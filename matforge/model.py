@@ -217,6 +217,11 @@ class Resources:
             raise UsageError(f"env must map strings to strings, not {self.env!r}.")
 
     @property
+    def job_lane(self) -> bool:
+        """Whether this takes a process (or Flux job) of its own rather than a warm slot."""
+        return self.num_tasks > 1 or self.mpi or self.isolated
+
+    @property
     def cores(self) -> int:
         """Cores of all tasks together."""
         return self.num_tasks * self.cores_per_task

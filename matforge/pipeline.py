@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, ChoreRegistry, Registration, chore_id, pack, slug
+from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, pack, slug
 from matforge.executors import choose
 from matforge.model import MatForgeError, OutputReference, Resources, RunState, UsageError
 from matforge.session import Results, Session, Settings, begin
@@ -111,7 +111,8 @@ class Pipeline:
     layout : str
         ``auto``, ``full`` (a directory a chore) or ``packed`` (segments).
     durability : str
-        ``process`` (a killed process loses nothing that was journalled) or ``power`` (every result is synced).
+        ``process`` (a killed process loses nothing that was journalled) or ``power`` (every result
+        is synced).
     registry : ChoreRegistry, optional
         Functions registered beforehand.
     """
@@ -199,6 +200,7 @@ class Pipeline:
         return self._record(Call(label, payload, inputs, None, resources or Resources(**wants), nice))
 
     def _record(self, call: Call) -> OutputReference:
+        check_nice(call.nice)
         for name in call.inputs:
             if name not in self._ids:
                 raise UsageError(
@@ -248,6 +250,10 @@ class Pipeline:
             strategy = AdaptiveStrategy() if adaptive else NonAdaptiveStrategy()
         if isinstance(strategy, type):
             strategy = strategy()
+        if not isinstance(strategy, FutureProcessingStrategy):
+            raise UsageError(
+                f"processing_strategy must be a FutureProcessingStrategy, not {type(strategy).__name__}."
+            )
         settings = Settings(**self._settings, log_delay=log_delay, affinity=set_cpu_affinity, quiet=quiet)
         self._session = begin(settings, self.registry, self._calls, strategy)
         return RunFuture(self._session)

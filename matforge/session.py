@@ -16,6 +16,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,20 @@ from matforge._version import __version__
 from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
 from matforge.engine import arbitration, journal
 from matforge.engine.lock import RunLock
-from matforge.engine.run import Ending, Run
-from matforge.engine.status import StatusWriter
-from matforge.engine.store import JOURNAL_NAME, LOCK_NAME, LOG_NAME, OUT_NAME, RunStore, create_run_dir
+from matforge.engine.records import Ending
+from matforge.engine.run import Run
+from matforge.engine.status import StatusWriter, last_sequence
+from matforge.engine.store import (
+    JOURNAL_NAME,
+    LOCK_NAME,
+    LOG_NAME,
+    OUT_NAME,
+    RunStore,
+    StorageError,
+    check_layout,
+    create_run_dir,
+    storage_sentence,
+)
 from matforge.executors import choose
 from matforge.executors.protocol import Executor, RunContext
 from matforge.manager import FluxManager
@@ -58,10 +70,14 @@ class Settings:
     def check(self) -> None:
         """Raise :class:`UsageError` before anything is made."""
         choose.check(self.executor, self.workers)
+        check_layout(self.layout)
         if self.durability not in DURABILITIES:
             raise UsageError(f"durability must be one of {', '.join(DURABILITIES)}, not {self.durability!r}.")
-        if not self.log_delay >= 0:
+        if not isinstance(self.log_delay, int | float) or not self.log_delay >= 0:
             raise UsageError(f"log_delay must be a number of seconds, not {self.log_delay!r}.")
+        for label in ("name", "campaign"):
+            if not isinstance(getattr(self, label), str):
+                raise UsageError(f"{label} must be a string, not {getattr(self, label)!r}.")
 
 
 class RunFailedError(MatForgeError):
@@ -122,10 +138,22 @@ class Session:
 
     # -- life
 
-    def start(self) -> None:
-        """Drive the run in a thread; the process stays until it has ended."""
+    def start(self, undo: ExitStack) -> None:
+        """Drive the run in a thread; the process stays until it has ended.
+
+        Parameters
+        ----------
+        undo : ExitStack
+            What would have to be undone if this came to nothing; from here on the run cleans up
+            after itself.
+        """
         self._thread = threading.Thread(target=self._drive, name="matforge-manager")
-        self._thread.start()
+        _catch_signals(self)
+        try:
+            self._thread.start()
+        finally:
+            if self._thread.ident is not None:
+                undo.pop_all()
 
     def _drive(self) -> None:
         try:
@@ -154,6 +182,11 @@ class Session:
         if self._crash is not None:
             raise self._crash
         return self.manager.status.state
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread; takes no lock that a signal handler might have interrupted."""
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(timeout)
 
     def interrupt(self, reason: str) -> None:
         """End the run soon; it can be resumed."""
@@ -202,6 +235,11 @@ class Session:
             failure = self.failures.get(chore_id)
             if failure is not None:
                 raise MatForgeError(f"{chore_id} failed ({failure.kind.value}): {failure.message}")
+            node = self.engine.graph.nodes.get(chore_id)
+            if node is None:
+                raise MatForgeError(f"{chore_id} is not a chore of the run in {self.run_dir}.")
+            if node.state is ChoreState.CANCELLED:
+                raise MatForgeError(f"{chore_id} has no result: it was cancelled.")
             raise MatForgeError(f"{chore_id} has no result yet.")
         return pickle.loads(self.engine.store.read(where))
 
@@ -228,8 +266,9 @@ class Session:
     def _sentence(self) -> str:
         if self.manager.problem:
             return self.manager.problem
-        if not self.failures and self.manager.strategy_errors:
-            return f"The strategy failed: {self.manager.strategy_errors[0]}."
+        errors = self.engine.strategy_errors
+        if not self.failures:
+            return f"The strategy failed: {errors[0]}." if errors else "The run has not ended."
         roots = [i for i, f in self.failures.items() if f.root is None]
         first = roots[0] if roots else next(iter(self.failures))
         failure = self.failures[first]
@@ -257,31 +296,46 @@ def begin(
         If a setting is wrong, or a chore can never fit; before anything is made.
     """
     settings.check()
-    executor = executor or _executor(settings)
-    _check_fit(calls, executor)
-    strategy = strategy or AdaptiveStrategy()
-    pickled = {name: _pickle_function(registry.get(name)) for name in registry}
-    frozen = _pickle_strategy(strategy)
-    now = executor.now()
-    run_dir = create_run_dir(settings.basedir, now)
+    with ExitStack() as undo:
+        executor = executor or _executor(settings)
+        undo.callback(executor.close, kill=True)
+        _check_fit(calls, executor)
+        strategy = strategy or AdaptiveStrategy()
+        pickled = {name: _pickle_function(registry.get(name)) for name in registry}
+        frozen = _pickle_strategy(strategy)
+        now = executor.now()
+        run_dir = create_run_dir(settings.basedir, now)
+        lock = _locked(run_dir, now, undo)
+        power = settings.durability == "power"
+        store = RunStore(run_dir, layout=settings.layout, sync=power)
+        store.expected = len(calls)
+        undo.callback(store.close)
+        functions = {
+            name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
+            for name, data in pickled.items()
+        }
+        store.put_function(STRATEGY_FILE, frozen)
+        record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=power)
+        undo.callback(record.abandon)
+        record.append(_run_record(run_dir, settings, functions, now))
+        run = Run(store, record, fits=_fits(executor))
+        for call in calls:
+            run.add(call)
+        record.append({"e": "submitted", "n": len(calls)})
+        run.flush(now)
+        session = _session(run, executor, strategy, functions, settings, lock, started_at=now, fresh=True)
+        session.start(undo)
+    return session
+
+
+def _locked(run_dir: Path, now: float, undo: ExitStack) -> RunLock:
     lock = RunLock(run_dir / LOCK_NAME)
-    lock.acquire(now)
-    store = RunStore(run_dir, layout=settings.layout)
-    store.expected = len(calls)
-    functions = {
-        name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
-        for name, data in pickled.items()
-    }
-    store.put_function(STRATEGY_FILE, frozen)
-    record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=settings.durability == "power")
-    record.append(_run_record(run_dir, settings, functions, now))
-    run = Run(store, record, fits=_fits(executor))
-    for call in calls:
-        run.add(call)
-    record.append({"e": "submitted", "n": len(calls)})
-    store.sync()
-    record.flush(now)
-    return _start(run, executor, strategy, functions, settings, lock, started_at=now, fresh=True)
+    undo.callback(lock.release)
+    try:
+        lock.acquire(now)
+    except OSError as error:
+        raise StorageError(storage_sentence(lock.path, error)) from error
+    return lock
 
 
 def _check_fit(calls: Sequence[Call], executor: Executor) -> None:
@@ -384,39 +438,63 @@ def reopen(
         had submitted everything.
     """
     now = time.time() if made is None else made.now()
-    lock = RunLock(run_dir / LOCK_NAME)
-    lock.acquire(now)
-    try:
+    with ExitStack() as undo:
+        lock = _locked(run_dir, now, undo)
         records, tail = journal.read(run_dir / JOURNAL_NAME)
         first = _first(run_dir, records)
         settings = _settings(run_dir, first, executor, workers, quiet)
         settings.check()
         maker = made or _executor(settings)
+        undo.callback(maker.close, kill=True)
         epoch = 2 + sum(r["e"] == "resume" for r in records)
-        store = RunStore(run_dir, layout=settings.layout, epoch=epoch)
-        record = journal.Journal.reopen(
-            run_dir / JOURNAL_NAME, tail, len(records), sync_every_write=settings.durability == "power"
-        )
-        record.append({"e": "resume", "t": now, "epoch": epoch, "torn": tail.torn})
+        power = settings.durability == "power"
+        store = RunStore(run_dir, layout=settings.layout, epoch=epoch, sync=power)
+        store.expected = sum(r["n"] for r in records if r["e"] == "submitted")
+        undo.callback(store.close)
+        record = _reopened_journal(run_dir, tail, len(records), power)
+        undo.callback(record.abandon)
         run = Run(store, record, epoch=epoch, fits=_fits(maker))
         run.replay(records)
-    except BaseException:
-        lock.release()
-        raise
-    if tail.torn:
-        log.warning("cut off %d bytes of a write that never finished", tail.torn)
-    with (run_dir / OUT_NAME / "registry" / STRATEGY_FILE).open("rb") as file:
-        strategy: FutureProcessingStrategy = pickle.load(file)
-    thaw_state(strategy, run.strategy_state)
-    functions = {
-        name: Entry(file_name, Resources.from_dict(resources), id_name)
-        for name, (file_name, resources, id_name) in first["functions"].items()
-    }
-    fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
-    return _start(
-        run, maker, strategy, functions, settings, lock,
-        started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
-    )  # fmt: skip
+        run.resumed(now, tail.torn)
+        # the epoch must be known before anything of it can be started
+        run.flush(now)
+        sys.path += [path for path in first["sys_path"] if path not in sys.path]
+        strategy = _load_strategy(run_dir, run.strategy_state)
+        functions = {
+            name: Entry(file_name, Resources.from_dict(resources), id_name)
+            for name, (file_name, resources, id_name) in first["functions"].items()
+        }
+        fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
+        session = _session(
+            run, maker, strategy, functions, settings, lock,
+            started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
+        )  # fmt: skip
+        if tail.torn:
+            log.warning("cut off %d bytes of a write that never finished", tail.torn)
+        session.start(undo)
+    return session
+
+
+def _reopened_journal(run_dir: Path, tail: journal.Tail, sequence: int, power: bool) -> journal.Journal:
+    path = run_dir / JOURNAL_NAME
+    try:
+        return journal.Journal.reopen(path, tail, sequence, sync_every_write=power)
+    except OSError as error:
+        raise StorageError(storage_sentence(path, error)) from error
+
+
+def _load_strategy(run_dir: Path, state: str | None) -> FutureProcessingStrategy:
+    """The strategy that the run began with, in the state that was journalled last."""
+    path = run_dir / OUT_NAME / "registry" / STRATEGY_FILE
+    try:
+        with path.open("rb") as file:
+            strategy: FutureProcessingStrategy = pickle.load(file)
+        thaw_state(strategy, state)
+    except Exception as error:  # unpickling runs arbitrary code
+        raise MatForgeError(
+            f"The strategy of the run cannot be loaded from {path}: {type(error).__name__}: {error}"
+        ) from error
+    return strategy
 
 
 def _first(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -446,7 +524,7 @@ def _settings(
 # ---------------------------------------------------------------- both
 
 
-def _start(
+def _session(
     run: Run,
     executor: Executor,
     strategy: FutureProcessingStrategy,
@@ -459,12 +537,12 @@ def _start(
     sys_path: Sequence[str] | None = None,
 ) -> Session:
     run_dir = run.store.path
-    _open_log(run_dir)
     status = StatusWriter(
         run_dir,
         {"id": run_dir.name, "name": settings.name, "campaign": settings.campaign},
         started_at,
         settings.log_delay,
+        sequence=last_sequence(run_dir),
     )
     paths = list(sys_path) if sys_path is not None else [p for p in sys.path if p]
     script = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv and sys.argv[0] else ""
@@ -485,22 +563,30 @@ def _start(
         status=status, context=context, lock=lock, fresh=fresh, on_end=on_end,
     )  # fmt: skip
     session = Session(run_dir, manager, run)
-    for chore_id, record in run.records.items():
-        node = run.graph.nodes[chore_id]
-        if node.state is ChoreState.COMPLETED and record.result is not None:
-            session.results[chore_id] = record.result
-        elif node.state is ChoreState.FAILED and node.failure is not None:
-            session.failures[chore_id] = node.failure
-            status.failed(chore_id, node.failure, started_at)
+    _recall(session, status, started_at)
+    _open_log(run_dir)
     if not settings.quiet:
         print(
             f"MatForge writes to {run_dir}\n  status   {run_dir / 'status.json'}\n"
             f"  log      {run_dir / LOG_NAME}\n  results  {run_dir / OUT_NAME}",
             file=sys.stderr,
         )
-    _catch_signals(session)
-    session.start()
     return session
+
+
+def _recall(session: Session, status: StatusWriter, when: float) -> None:
+    """Tell a new session what had ended, and was written down, before it began."""
+    run = session.engine
+    yet_to_come = {ending.chore.id for ending in run.unwritten}
+    for chore_id, record in run.records.items():
+        node = run.graph.nodes[chore_id]
+        if chore_id in yet_to_come:
+            continue
+        if node.state is ChoreState.COMPLETED and record.result is not None:
+            session.results[chore_id] = record.result
+        elif node.state is ChoreState.FAILED and node.failure is not None:
+            session.failures[chore_id] = node.failure
+            status.failed(chore_id, node.failure, when)
 
 
 def _open_log(run_dir: Path) -> None:
@@ -534,19 +620,22 @@ def _catch_signals(session: Session) -> None:
     if threading.current_thread() is not threading.main_thread():
         return
 
-    def end_all(reason: str) -> None:
+    def end_all(reason: str) -> bool:
         live = [s for s in _LIVE if not s.manager.done.is_set()]
         for one in live:
             one.interrupt(reason)
         for one in live:
-            one.manager.done.wait(10)
+            one.join(10)
+        return bool(live)
 
     def on_interrupt(signum: int, frame: Any) -> None:
         end_all("Ctrl-C")
         raise KeyboardInterrupt
 
     def on_terminate(signum: int, frame: Any) -> None:
-        end_all("SIGTERM")
+        if not end_all("SIGTERM"):  # none of our business: do what would have been done without us
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         raise SystemExit(75)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from matforge.chore import Call, Registration, nearest, pack
+from matforge.chore import Call, Registration, check_nice, nearest, pack
 from matforge.engine.graph import Cancelled, Reprioritised
 from matforge.engine.locations import read
-from matforge.engine.run import Ending, Run, Step
+from matforge.engine.records import Ending
+from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
 from matforge.strategy import (
@@ -135,8 +136,13 @@ class Steering:
                 if self._closed:
                     return
                 question = self._questions.popleft()
-            self._answers.append(self._answer(question))
-            self._wake()
+            self._hand_over(self._answer(question))
+
+    def _hand_over(self, answer: Answer) -> None:
+        with self._given:
+            if not self._closed:  # nobody may be woken who has gone
+                self._answers.append(answer)
+                self._wake()
 
     def _answer(self, ending: Ending | None) -> Answer:
         """Never raises: a strategy that throws decides nothing, and the error is told."""
@@ -147,26 +153,26 @@ class Steering:
                 answer = self._strategy.on_event(self._view, self._event(ending))
             steps = [self._step(d) for d in decisions_of(answer)]
             error = ""
-        except Exception as exception:  # whatever a user's code may raise
+        except BaseException as exception:  # whatever a user's code may raise, sys.exit() included
             subject = "the start" if ending is None else ending.chore.id
             log.error("the strategy failed on %s\n%s", subject, traceback.format_exc())
             steps, error = [], f"{type(exception).__name__}: {exception} (on {subject})"
         try:
             state = freeze_state(self._strategy)
-        except Exception as exception:  # a state that cannot be pickled cannot be resumed
+        except BaseException as exception:  # a state that cannot be pickled cannot be resumed
             log.error("the strategy's state cannot be saved\n%s", traceback.format_exc())
             state, error = None, error or f"its state cannot be pickled: {exception}"
         return Answer(ending, steps, state, error)
 
     def _event(self, ending: Ending) -> Event:
         def load() -> Any:
-            data = ending.inline
+            data = ending.facts.inline
             if data is None:
                 assert ending.result is not None
                 data = read(self._run.store.path, ending.result)
             return pickle.loads(data)
 
-        return Event(ending.chore, ending.state, ending.report, ending.failure, load)
+        return Event(ending.chore, ending.state, ending.facts.report, ending.failure, load)
 
     def _step(self, decision: Decision) -> Step:
         if isinstance(decision, Spawn):
@@ -178,14 +184,20 @@ class Steering:
                     f"{nearest(spec.qualname, self._functions)}."
                 )
             payload, inputs = pack((tuple(spec.args), dict(spec.kwargs or {})))
+            for name in inputs:
+                self._known(name)
             resources = spec.resources or entry.resources
             return Call(entry.id_name, payload, inputs, spec.qualname, resources, spec.nice, spec.key)
         if isinstance(decision, Cancel):
-            return Cancelled(_id(decision.chore))
+            return Cancelled(self._known(decision.chore))
         if isinstance(decision, Reprioritise):
-            return Reprioritised(_id(decision.chore), decision.nice)
+            check_nice(decision.nice)
+            return Reprioritised(self._known(decision.chore), decision.nice)
         return StopStep(decision.reason)
 
-
-def _id(chore: str | OutputReference) -> str:
-    return chore.chore_id if isinstance(chore, OutputReference) else chore
+    def _known(self, chore: str | OutputReference) -> str:
+        """The id of a chore that a decision is about, or whose result it wants."""
+        name = chore.chore_id if isinstance(chore, OutputReference) else chore
+        if name not in self._run.records:
+            raise UsageError(f"The strategy refers to {name!r}, which is not a chore of this run.")
+        return name

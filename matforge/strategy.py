@@ -165,7 +165,7 @@ class NonAdaptiveStrategy(FutureProcessingStrategy):
 def freeze_state(strategy: FutureProcessingStrategy) -> str | None:
     """The strategy's state as text for the journal; None if it has none."""
     state = strategy.get_state()
-    if state is None or state == {}:
+    if state is None:
         return None
     return base64.b64encode(pickle.dumps(state, protocol=5)).decode()
 
@@ -186,7 +186,7 @@ def decisions_of(answer: Any) -> list[Decision]:
     """
     if answer is None:
         return []
-    items = [answer] if isinstance(answer, Decision | ChoreSpec) else answer
+    items = answer if isinstance(answer, Iterable) else [answer]
     out: list[Decision] = []
     for item in items:
         if isinstance(item, ChoreSpec):

@@ -14,7 +14,7 @@ The chores speak to it through their reports:
 * ``newton_refine``: ``{"group"}``; ``shard_write``: nothing.
 
 A group that is complete is written; when all groups are, everything is merged. If any chore fails,
-its group is never complete, so nothing is merged and an incomplete answer cannot come about.
+nothing more is started and nothing is merged: an incomplete answer cannot come about.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from matforge import ChoreSpec, Event, FutureProcessingStrategy, OutputReference, Spawn, View
+from matforge import (
+    ChoreSpec,
+    ChoreState,
+    Decision,
+    Event,
+    FutureProcessingStrategy,
+    OutputReference,
+    Spawn,
+    Stop,
+    View,
+)
 
 
 class RefinePromising(FutureProcessingStrategy):
@@ -36,8 +46,10 @@ class RefinePromising(FutureProcessingStrategy):
         """Group -> chores of it that have not ended, and the ids of those that have."""
         self.shards: list[str] = []
 
-    def on_event(self, view: View, event: Event) -> Iterable[Spawn]:
+    def on_event(self, view: View, event: Event) -> Iterable[Decision]:
         """Answer the end of a chore by its kind."""
+        if event.outcome is ChoreState.FAILED:
+            return [Stop(f"{event.chore.id} failed, so no complete answer can come")]
         if not event.ok:
             return ()
         kinds = {
@@ -57,10 +69,9 @@ class RefinePromising(FutureProcessingStrategy):
         blocks, size = self.settings["blocks"], self.settings["block"]
         if blocks == 0:
             return [self._merge()]
+        problem, h, group = event.ref["problem"], event.ref["h"], self.settings["group"]
         return [
-            self._spawn("isd_chunk", event.ref["problem"], event.ref["h"][k * size : (k + 1) * size],
-                        k // self.settings["group"])  # fmt: skip
-            for k in range(blocks)
+            self._spawn("isd_chunk", problem, h[k * size : (k + 1) * size], k // group) for k in range(blocks)
         ]
 
     def _chunk(self, event: Event) -> list[Spawn]:
@@ -73,10 +84,8 @@ class RefinePromising(FutureProcessingStrategy):
         batch = self.settings["batch"]
         for begin in range(0, event.report["starts"], batch):
             rows = slice(begin, begin + batch)
-            out.append(
-                self._spawn("newton_refine", self._problem(), ref["fluxes"][rows], ref["moduli"][rows],
-                            ref["tau"][rows], group, nice=-2)  # fmt: skip
-            )
+            starts = [ref[name][rows] for name in ("fluxes", "moduli", "tau")]
+            out.append(self._spawn("newton_refine", self._problem(), *starts, group, nice=-2))
         state["open"] += len(out) - 1
         state["chunks"].append(event.chore.id)
         return out + self._close(group)

@@ -274,8 +274,17 @@ def plot(
     if not path.is_file():
         leave(Exit.USAGE, f"{path} does not exist; the search has not come to its end (see `matforge resume`).")
     target = output or path.with_name("vacua.png")
-    plots.plot_file(path, target)
+    plots.plot_file(path, target, title=_title(path))
     print(target)
+
+
+def _title(path: Path) -> str:
+    """The geometry, from the file's own metadata."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    stored = json.loads((schema.metadata or {}).get(b"matforge.geometry", b"{}"))
+    return str(stored.get("name", path.stem))
 
 
 @app.command()

@@ -117,7 +117,8 @@ class Settled:
     """Nobody will add anything unless another chore ends."""
 
 
-Event = Added | Offered | Started | Succeeded | Failed | Lost | Cancelled | Reprioritised | Settled
+ChoreEvent = Added | Started | Succeeded | Failed | Lost | Cancelled | Reprioritised
+Event = ChoreEvent | Offered | Settled
 
 
 # ---------------------------------------------------------------- instructions
@@ -265,8 +266,7 @@ class Graph:
             dependents, item.dependents = item.dependents, []
             if final is not COMPLETED:
                 # reversed, so that the stack publishes dependents in the order they were added
-                for name in reversed(dependents):
-                    stack.append((self.nodes[name], *_inherited(item)))
+                stack += [(self.nodes[name], *_inherited(item)) for name in reversed(dependents)]
                 continue
             for name in dependents:
                 self._unblock(self.nodes[name])

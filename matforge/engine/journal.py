@@ -8,6 +8,9 @@ A record is an event *together with* the decisions it led to and the strategy's 
 so a crash can neither forget a spawned chore nor double it. Records are handed to the operating
 system once a loop of the driver (a killed process loses nothing that was journalled) and synced
 in groups at most a second apart (a power failure loses at most that second).
+
+A write that was cut short leaves a last line without its newline: that is a torn tail, and it is
+cut off. Anything else that does not check out is damage, and nothing is guessed about it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from matforge.model import MatForgeError
 FORMAT_VERSION = 1
 SYNC_INTERVAL_S = 1.0
 _CRC_TAIL = len(',"crc":"00000000"}')
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class JournalError(MatForgeError):
@@ -33,7 +37,7 @@ class JournalError(MatForgeError):
 
 def encode(record: dict[str, Any]) -> bytes:
     """One line with its checksum, newline included."""
-    body = json.dumps(record, separators=(",", ":"))[:-1].encode()
+    body = _to_json(record)[:-1].encode()
     return body + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
@@ -61,8 +65,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], Tail]:
     Raises
     ------
     JournalError
-        If the file cannot be read, or a record *before* the last is damaged or out of sequence:
-        then nothing after it can be trusted, and nothing is guessed.
+        If the file cannot be read, or a whole line is damaged or out of sequence.
     """
     try:
         data = path.read_bytes()
@@ -71,22 +74,24 @@ def read(path: Path) -> tuple[list[dict[str, Any]], Tail]:
     records: list[dict[str, Any]] = []
     end = 0
     for offset, line, complete in _lines(data):
-        record = decode(line) if complete else None
-        if record is None:
-            if complete and offset + len(line) + 1 < len(data):
-                raise JournalError(
-                    f"{path} is damaged at byte {offset} (record {len(records)}), before its end; "
-                    "restore the file from a copy, or start a new run."
-                )
+        if not complete:
             break
+        record = decode(line)
+        if record is None:
+            raise _damaged(path, offset, f"is damaged at byte {offset} (record {len(records)})")
         if record.get("seq") != len(records):
-            raise JournalError(
-                f"{path} has record {record.get('seq')} at byte {offset} where {len(records)} belongs; "
-                "restore the file from a copy, or start a new run."
-            )
+            what = f"has record {record.get('seq')} at byte {offset}, where {len(records)} belongs"
+            raise _damaged(path, offset, what)
         records.append(record)
         end = offset + len(line) + 1
     return records, Tail(end, len(data) - end)
+
+
+def _damaged(path: Path, offset: int, what: str) -> JournalError:
+    return JournalError(
+        f"{path} {what}; restore the file from a copy, or cut it off there "
+        f"(truncate -s {offset}) to repeat what came later."
+    )
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
@@ -120,8 +125,13 @@ class Journal:
         self._sync_every_write = sync_every_write
         self._pending: list[bytes] = []
         self._unsynced = False
+        self._torn = False
+        """Whether a write failed half-way, so that bytes after :attr:`_end` have to go first."""
         self._synced_at = 0.0
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._end = os.fstat(self._fd).st_size
+        if self._end == 0:
+            _sync_directory(path.parent)
 
     @classmethod
     def reopen(cls, path: Path, tail: Tail, sequence: int, *, sync_every_write: bool = False) -> Journal:
@@ -138,14 +148,29 @@ class Journal:
     def flush(self, now: float) -> None:
         """Hand the queued records to the operating system; sync if a second has passed."""
         if self._pending:
-            data = memoryview(b"".join(self._pending))
+            self._write(b"".join(self._pending))
             self._pending.clear()
-            while data:
-                data = data[os.write(self._fd, data) :]
             self._unsynced = True
-        if self._unsynced and (self._sync_every_write or not 0 <= now - self._synced_at < SYNC_INTERVAL_S):
+        if self.will_sync(now):
             os.fdatasync(self._fd)
             self._synced_at, self._unsynced = now, False
+
+    def will_sync(self, now: float) -> bool:
+        """Whether a :meth:`flush` now would sync; what its records point to has to be synced first."""
+        if not self._unsynced and not self._pending:
+            return False
+        return self._sync_every_write or not 0 <= now - self._synced_at < SYNC_INTERVAL_S
+
+    def _write(self, data: bytes) -> None:
+        """All or nothing: after half a record, nothing that follows could be read."""
+        if self._torn:
+            os.ftruncate(self._fd, self._end)
+        self._torn = True
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        self._torn = False
+        self._end += len(data)
 
     @property
     def sync_due(self) -> float | None:
@@ -153,8 +178,25 @@ class Journal:
         return self._synced_at + SYNC_INTERVAL_S if self._unsynced else None
 
     def close(self) -> None:
-        """Flush, sync and close; idempotent."""
+        """Flush, sync and close; idempotent, and closed even if the flush fails."""
         if self._fd >= 0:
-            self.flush(float("inf"))
+            try:
+                self.flush(float("inf"))
+            finally:
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Close without writing what is queued; idempotent."""
+        self._pending.clear()
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _sync_directory(path: Path) -> None:
+    """Put a new file's name on the disk too."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -89,9 +89,15 @@ class RunLock:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(fd, "w") as file:
-            json.dump(token, file)
+        # a lock that cannot be filled must not stay behind, whatever happens from here on
         self._mine, self._renewed = token, now
+        try:
+            with os.fdopen(fd, "w") as file:
+                json.dump(token, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            raise
         return True
 
     def _read(self) -> dict[str, Any] | None:

@@ -2,22 +2,27 @@
 
 Data flow: an event goes into the graph; what the graph publishes waits in :attr:`Run.outbox`
 until the strategy has answered; then :meth:`Run.settle` applies the answer and writes one journal
-record (event + decisions + strategy state). :meth:`Run.replay` reads the records back in the same
-order and ends in the same place, whatever was lost after the last of them.
+record (event + decisions + strategy state). Where the answer takes time, the event is written at
+once, marked as waiting, and the answer gets a record of its own: what has ended is not lost to a
+slow strategy.
+
+One rule carries it all: **the records stand in the journal in the order in which the graph took
+the events**. So :meth:`Run.replay` passes through the same states and ends in the same place,
+whatever was lost after the last record.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matforge.chore import Call, Chore, chore_id, content_key
 from matforge.engine.graph import (
     Added,
     Cancelled,
-    Event,
+    ChoreEvent,
     Failed,
     Graph,
     Instruction,
@@ -30,13 +35,13 @@ from matforge.engine.graph import (
     Succeeded,
 )
 from matforge.engine.journal import Journal
+from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record
 from matforge.engine.store import RunStore
 from matforge.model import (
     Attempt,
     ChoreState,
     Failure,
     FailureKind,
-    Lane,
     Location,
     MatForgeError,
     Resources,
@@ -56,56 +61,6 @@ class Stop:
 
 Step = Call | Cancelled | Reprioritised | Stop
 """A decision in the engine's words; a :class:`~matforge.chore.Call` is a chore to be spawned."""
-
-
-@dataclass(slots=True)
-class Record:
-    """What the run knows of one chore beside its state."""
-
-    chore: Chore
-    directory: str | None
-    result: Location | None = None
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-    """Host, slot, times and outcome of each attempt; emptied into the metadata at the end."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """How the chores of one name stand, for whoever watches."""
-
-    added: int = 0
-    completed: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the numbers in their reports."""
-
-    def count(self, state: ChoreState, report: Mapping[str, Any]) -> None:
-        """Count one that has ended."""
-        if state is ChoreState.COMPLETED:
-            self.completed += 1
-        elif state is ChoreState.FAILED:
-            self.failed += 1
-        else:
-            self.cancelled += 1
-        for name, value in report.items():
-            if isinstance(value, int | float):
-                self.sums[name] = self.sums.get(name, 0) + value
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """A chore that has ended, waiting for the strategy's answer."""
-
-    chore: Chore
-    state: ChoreState
-    failure: Failure | None
-    number: int
-    report: dict[str, Any]
-    result: Location | None
-    inline: bytes | None
-    journalled: dict[str, Any]
-    """The event part of the journal record."""
 
 
 class Run:
@@ -135,9 +90,15 @@ class Run:
         self.graph = Graph()
         self.records: dict[str, Record] = {}
         self.outbox: deque[Ending] = deque()
-        """Endings in the order the graph published them; the strategy answers them in this order."""
+        """Endings that the strategy has not answered, in the order in which the graph published
+        them, which is the order of the answers."""
+        self.unwritten: deque[Ending] = deque()
+        """Those at the end of :attr:`outbox` that are not in the journal yet."""
+        self.written: list[Ending] = []
+        """Endings that went to the journal since the manager last took them from here."""
         self.strategy_state: str | None = None
         """The state that the last record with one gave the strategy (base64 of a pickle)."""
+        self.strategy_errors: list[str] = []
         self.keys: dict[str, str] = {}
         """Chore id by key; a key spawned a second time is the same chore."""
         self.tally: dict[str, Tally] = {}
@@ -145,31 +106,39 @@ class Run:
         self.small_payloads: dict[str, bytes] = {}
         """Payloads of at most :data:`SMALL_PAYLOAD` bytes of chores not yet submitted, so that
         they travel in the message; after a resume they are read from the disk instead."""
-        self._occurrences: Counter[str] = Counter()
-        self._fits = fits
         self.cores_in_flight = 0
         """Cores of the chores that are RUNNING."""
+        self.gpus_in_flight = 0
+        """GPUs of the chores that are RUNNING."""
+        self._occurrences: Counter[str] = Counter()
+        self._fits = fits
+        self._events = 0
+        """Events that the graph has taken, other than offers and starts."""
 
     # -- adding
 
     def add(self, call: Call) -> Chore:
         """Add a chore that nobody spawned; one that is known by its key already is returned."""
-        chore, fresh = self._make(call, None, 0)
-        if fresh:
-            self._install(chore)
-            self.journal.append({"e": "add", "c": chore.as_dict()})
+        key = self._key(call)
+        if key in self.keys:
+            return self.records[self.keys[key]].chore
+        self.write_endings()
+        chore = self._make(call, key, None)
+        self._install(chore)
+        self.journal.append({"e": "add", "c": chore.as_dict()})
         return chore
 
-    def _make(self, call: Call, parent: Chore | None, ordinal: int) -> tuple[Chore, bool]:
-        key = self._key(call, parent, ordinal)
-        if key in self.keys:
-            return self.records[self.keys[key]].chore, False
+    def _make(self, call: Call, key: str, parent: Chore | None) -> Chore:
+        """Number a chore that is new, and write its payload."""
         sequence = len(self.records) + 1
         name = chore_id(call.name, sequence)
-        job = call.function is None or self._is_job(call.resources)
+        job = call.function is None or call.resources.job_lane
         directory = self.store.directory_for(name, sequence, job=job)
         payload = self.store.put_payload(name, directory, call.payload)
-        chore = Chore(
+        why = self._fits(call.resources)
+        if len(call.payload) <= SMALL_PAYLOAD:
+            self.small_payloads[name] = call.payload
+        return Chore(
             id=name,
             key=key,
             name=call.name,
@@ -179,33 +148,21 @@ class Run:
             resources=call.resources,
             nice=call.nice,
             parent=parent.id if parent else None,
-            unfit=Failure(FailureKind.DOES_NOT_FIT, why) if (why := self._fits(call.resources)) else None,
+            unfit=Failure(FailureKind.DOES_NOT_FIT, why) if why else None,
         )
-        if len(call.payload) <= SMALL_PAYLOAD:
-            self.small_payloads[name] = call.payload
-        return chore, True
 
-    @staticmethod
-    def _is_job(wants: Resources) -> bool:
-        return wants.num_tasks > 1 or wants.mpi or wants.isolated
-
-    def _key(self, call: Call, parent: Chore | None, ordinal: int) -> str:
+    def _key(self, call: Call) -> str:
+        """Identity of a chore that nobody spawned: what it is, and the how-manieth of its kind."""
         if call.key is not None:
             return content_key("named", call.key)
-        if parent is not None:
-            return content_key("spawned", parent.key, str(ordinal))
         inputs = [self.records[name].chore.key for name in call.inputs if name in self.records]
         content = content_key(call.function or "command", call.payload, *inputs)
         self._occurrences[content] += 1
         return content_key("root", content, str(self._occurrences[content]))
 
     def _install(self, chore: Chore) -> None:
-        sequence = len(self.records) + 1
-        directory = self.store.directory_for(chore.id, sequence, job=chore.lane is Lane.JOB)
-        if chore.payload.path.startswith("segments/"):
-            directory = None
-        elif directory is None:
-            directory = chore.payload.path.rpartition("/")[0]
+        path = chore.payload.path
+        directory = None if path.startswith("segments/") else path.rpartition("/")[0]
         self.records[chore.id] = Record(chore, directory)
         self.keys[chore.key] = chore.id
         self.tally.setdefault(chore.name, Tally()).added += 1
@@ -213,39 +170,29 @@ class Run:
 
     # -- events
 
-    def _handle(self, event: Event, facts: dict[str, Any] | None = None) -> list[Instruction]:
+    def _handle(self, event: ChoreEvent, facts: Facts = DERIVED) -> list[Instruction]:
         """Pass an event to the graph and sort what comes out."""
-        before = self.graph.counts[ChoreState.RUNNING]
+        self._events += 1
+        running = self.graph.counts[ChoreState.RUNNING]
         instructions = self.graph.handle(event)
         for instruction in instructions:
-            if isinstance(instruction, Publish):
-                self._published(instruction, facts or {})
-        change = self.graph.counts[ChoreState.RUNNING] - before
-        if change and isinstance(event, Started | Succeeded | Failed | Lost):
-            self.cores_in_flight += change * self.records[event.id].chore.resources.cores
+            if type(instruction) is Publish:
+                self._published(instruction, facts if instruction.id == event.id else DERIVED)
+        # only the chore that an event names can begin or cease to be RUNNING
+        if change := self.graph.counts[ChoreState.RUNNING] - running:
+            self._occupy(event.id, change)
         return instructions
 
-    def _published(self, publish: Publish, facts: dict[str, Any]) -> None:
+    def _occupy(self, chore_id: str, change: int) -> None:
+        resources = self.records[chore_id].chore.resources
+        self.cores_in_flight += change * resources.cores
+        self.gpus_in_flight += change * resources.gpus
+
+    def _published(self, publish: Publish, facts: Facts) -> None:
         record = self.records[publish.id]
-        node = self.graph.nodes[publish.id]
-        own = facts if facts.get("id") == publish.id else {}
-        journalled: dict[str, Any] = {"e": "end", "id": publish.id, "s": publish.state.value}
-        if own:
-            journalled |= own["journal"]
-        elif publish.failure is not None:
-            journalled["f"] = publish.failure.as_dict()
-        self.outbox.append(
-            Ending(
-                record.chore,
-                publish.state,
-                publish.failure,
-                node.number,
-                own.get("report", {}),
-                record.result,
-                own.get("inline"),
-                journalled,
-            )
-        )
+        ending = Ending(record.chore, publish.state, publish.failure, record.result, self._events, facts)
+        self.outbox.append(ending)
+        self.unwritten.append(ending)
 
     def submit_next(self) -> Submit | None:
         """Take the next ready chore, if there is one, and count it as running."""
@@ -254,7 +201,7 @@ class Run:
             return None
         submit = instructions[0]
         assert isinstance(submit, Submit)
-        self.cores_in_flight += self.records[submit.id].chore.resources.cores
+        self._occupy(submit.id, 1)
         return submit
 
     def is_current(self, attempt: Attempt) -> bool:
@@ -275,149 +222,205 @@ class Run:
         report: dict[str, Any],
         usage: Usage,
         inline: bytes | None = None,
+        printed: bool = False,
     ) -> None:
         """The current attempt has published ``result``."""
         record = self.records[attempt.chore_id]
-        record.result = self.store.accept(attempt, record.directory, result)
-        assert record.result is not None
-        journal = {"n": attempt.number, "r": record.result.as_list(), "u": _usage_list(usage)}
-        if report:
-            journal["p"] = report
-        record.attempts.append(_attempt(attempt, usage, "completed"))
-        facts = {"id": attempt.chore_id, "journal": journal, "report": report, "inline": inline}
+        record.result = self.store.accept(attempt, record.directory, result, printed=printed)
+        record.attempts.append(attempt_record(attempt, usage, "completed"))
+        facts = Facts(attempt.number, usage, report, inline, printed)
         self._handle(Succeeded(attempt.chore_id, attempt.number), facts)
 
-    def failed(self, attempt: Attempt, failure: Failure, usage: Usage) -> None:
+    def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> None:
         """The current attempt has ended by its own fault, or was cancelled."""
         record = self.records[attempt.chore_id]
-        self.store.accept(attempt, record.directory, None)
-        record.attempts.append(_attempt(attempt, usage, failure.kind.value))
-        journal = {"n": attempt.number, "f": failure.as_dict(), "u": _usage_list(usage)}
-        facts = {"id": attempt.chore_id, "journal": journal}
+        self.store.accept(attempt, record.directory, None, printed=printed)
+        record.attempts.append(attempt_record(attempt, usage, failure.kind.value))
+        facts = Facts(attempt.number, usage, printed=printed)
         self._handle(Failed(attempt.chore_id, attempt.number, failure), facts)
 
     def lost(self, attempt: Attempt, failure: Failure) -> None:
         """The place of the current attempt is gone."""
-        record = self.records[attempt.chore_id]
-        record.attempts.append(_attempt(attempt, Usage(), failure.kind.value))
-        journal = {"n": attempt.number, "f": failure.as_dict()}
-        ended = self._handle(
-            Lost(attempt.chore_id, attempt.number, failure), {"id": attempt.chore_id, "journal": journal}
-        )
-        if not ended:
-            self.journal.append({"e": "lost", "id": attempt.chore_id, **journal})
+        name, number = attempt.chore_id, attempt.number
+        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
+        if not self._handle(Lost(name, number, failure), Facts(number)):
+            self.write_endings()
+            record = {"e": "lost", "id": name, "n": number, "ep": attempt.epoch, "f": failure.as_dict()}
+            self.journal.append(record)
 
     def cancel(self, chore_id: str) -> list[Instruction]:
         """Cancel on a person's behalf; journalled by itself."""
-        node = self.graph.nodes[chore_id]
-        running = node.number if node.state is ChoreState.RUNNING else 0
-        self.journal.append({"e": "cancel", "id": chore_id, "n": running})
-        return self._handle(Cancelled(chore_id))
+        self.write_endings()
+        decisions, instructions = self._cancel([chore_id])
+        if decisions:
+            self.journal.append({"e": "cancel", "d": decisions})
+        return instructions
 
-    # -- decisions
+    # -- writing
+
+    def flush(self, now: float) -> None:
+        """Hand everything to the operating system: first payloads, then the records that point to them."""
+        self.store.flush(sync=self.journal.will_sync(now))
+        self.journal.flush(now)
+
+    def write_endings(self) -> None:
+        """Put what has ended into the journal, ahead of the strategy's answers."""
+        while self.unwritten:
+            ending = self.unwritten.popleft()
+            self.journal.append({**ending.record(), "w": 1})
+            self._note_written(ending)
+
+    def _note_written(self, ending: Ending) -> None:
+        self.tally[ending.chore.name].count(ending)
+        self.written.append(ending)
 
     def settle(
         self, ending: Ending, steps: Sequence[Step], *, state: str | None, error: str = ""
-    ) -> tuple[list[Chore], list[Instruction]]:
-        """Apply what the strategy decided about the oldest ending, and journal both as one record.
+    ) -> list[Instruction]:
+        """Apply what the strategy decided about the oldest ending, and journal it.
 
         Returns
         -------
-        spawned : list of Chore
-        instructions : list
+        list
             ``Cancel`` instructions for the executor.
         """
         assert self.outbox[0] is ending
         self.outbox.popleft()
-        self.tally[ending.chore.name].count(ending.state, ending.report)
-        decisions, spawned, instructions = self._apply(steps, ending.chore)
-        record = dict(ending.journalled)
+        # one record for both, unless the graph has moved on between event and decisions
+        together = not steps or ending.event == self._events
+        if together and self.unwritten and self.unwritten[0] is ending:
+            record = self.unwritten.popleft().record()
+            self._note_written(ending)
+        else:
+            if steps:
+                self.write_endings()
+            record = {"e": "answer", "id": ending.chore.id}
+        decisions, instructions = self._apply(steps, ending.chore, "")
+        self._write_answer(record, decisions, state, error)
+        return instructions
+
+    def decide(
+        self, steps: Sequence[Step], *, state: str | None, origin: str, error: str = ""
+    ) -> list[Instruction]:
+        """Apply decisions that answer no ending (a strategy's start, a person's wish)."""
+        self.write_endings()
+        decisions, instructions = self._apply(steps, None, origin)
+        self._write_answer({"e": "decide", "o": origin}, decisions, state, error)
+        return instructions
+
+    def _write_answer(
+        self, record: dict[str, Any], decisions: list[Any], state: str | None, error: str
+    ) -> None:
         if decisions:
             record["d"] = decisions
         if state is not None and state != self.strategy_state:
             record["st"] = self.strategy_state = state
         if error:
             record["x"] = error
+            self.strategy_errors.append(error)
         self.journal.append(record)
-        return spawned, instructions
 
-    def decide(
-        self, steps: Sequence[Step], *, state: str | None, origin: str
-    ) -> tuple[list[Chore], list[Instruction]]:
-        """Apply decisions that answer no ending (a strategy's start, a person's wish)."""
-        decisions, spawned, instructions = self._apply(steps, None, origin)
-        record: dict[str, Any] = {"e": "decide", "o": origin, "d": decisions}
-        if state is not None and state != self.strategy_state:
-            record["st"] = self.strategy_state = state
-        self.journal.append(record)
-        return spawned, instructions
+    # -- decisions
 
     def _apply(
-        self, steps: Sequence[Step], parent: Chore | None, origin: str = ""
-    ) -> tuple[list[Any], list[Chore], list[Instruction]]:
+        self, steps: Sequence[Step], parent: Chore | None, origin: str
+    ) -> tuple[list[Any], list[Instruction]]:
+        """Carry out decisions; those that changed something, as the journal holds them."""
         decisions: list[Any] = []
-        spawned: list[Chore] = []
         instructions: list[Instruction] = []
         ordinal = 0
         for step in steps:
             if isinstance(step, Call):
-                if parent is None and step.key is None:
-                    step = Call(
-                        step.name, step.payload, step.inputs, step.function, step.resources, step.nice,
-                        f"{origin}-{ordinal}",
-                    )  # fmt: skip
-                chore, fresh = self._make(step, parent, ordinal)
+                chore = self._spawn(step, parent, origin, ordinal)
                 ordinal += 1
-                if fresh:
-                    self._install(chore)
-                    spawned.append(chore)
+                if chore is not None:
                     decisions.append(["spawn", chore.as_dict()])
-            elif isinstance(step, Stop):
-                for chore_id in [i for i, n in self.graph.nodes.items() if _unstarted(n.state)]:
-                    decisions.append(["cancel", chore_id, 0])
-                    instructions += self._handle(Cancelled(chore_id))
-            elif step.id in self.graph.nodes:
+            elif isinstance(step, Reprioritised):
                 node = self.graph.nodes[step.id]
-                if isinstance(step, Cancelled):
-                    running = node.number if node.state is ChoreState.RUNNING else 0
-                    decisions.append(["cancel", step.id, running])
-                else:
+                if node.state is not None and not node.state.final and node.nice != step.nice:
                     decisions.append(["nice", step.id, step.nice])
-                instructions += self._handle(step)
-        return decisions, spawned, instructions
+                    self._handle(step)
+            else:
+                wanted = [step.id] if isinstance(step, Cancelled) else self._unstarted()
+                cancelled, asked = self._cancel(wanted)
+                decisions += cancelled
+                instructions += asked
+        return decisions, instructions
+
+    def _spawn(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> Chore | None:
+        """Add a chore, unless there is one of that key."""
+        if call.key is not None:
+            key = content_key("named", call.key)
+        elif parent is not None:
+            key = content_key("spawned", parent.key, str(ordinal))
+        else:
+            key = content_key("decided", origin, str(ordinal))
+        if key in self.keys:
+            return None
+        chore = self._make(call, key, parent)
+        self._install(chore)
+        return chore
+
+    def _unstarted(self) -> list[str]:
+        counts = self.graph.counts
+        if not counts[ChoreState.READY] and not counts[ChoreState.BLOCKED]:
+            return []
+        return [i for i, n in self.graph.nodes.items() if n.state in (ChoreState.READY, ChoreState.BLOCKED)]
+
+    def _cancel(self, chore_ids: Sequence[str]) -> tuple[list[Any], list[Instruction]]:
+        """Cancel what can still be cancelled: decisions that did something, and what to do."""
+        decisions: list[Any] = []
+        instructions: list[Instruction] = []
+        for name in chore_ids:
+            node = self.graph.nodes[name]
+            if node.state is None or node.state.final or node.cancelling:
+                continue
+            decisions.append(["cancel", name, node.number if node.state is ChoreState.RUNNING else 0])
+            instructions += self._handle(Cancelled(name))
+        return decisions, instructions
 
     # -- replay
 
     def replay(self, records: Iterable[dict[str, Any]]) -> None:
-        """Rebuild the run from its journal; afterwards nothing is RUNNING."""
+        """Rebuild the run from its journal.
+
+        Raises
+        ------
+        MatForgeError
+            If the records contradict each other, or were written by a later version.
+        """
         for record in records:
             self._replay_one(record)
-        for node in list(self.graph.nodes.values()):
-            if node.state is ChoreState.RUNNING:  # being cancelled when the driver died
-                why = Failure(FailureKind.CANCELLED, "Cancelled; its driver ended meanwhile.")
-                self._handle(Failed(node.id, node.number, why))
+
+    def resumed(self, now: float, torn: int) -> None:
+        """Note that another driver goes on; afterwards nothing is RUNNING."""
+        self.journal.append({"e": "resume", "t": now, "epoch": self.epoch, "torn": torn})
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """What the last driver had asked to stop is not started again: it was cancelled."""
+        for node in [n for n in self.graph.nodes.values() if n.state is ChoreState.RUNNING]:
+            why = Failure(FailureKind.CANCELLED, "Cancelled; its driver ended meanwhile.")
+            self._handle(Failed(node.id, node.number, why))
 
     def _replay_one(self, record: dict[str, Any]) -> None:
         kind = record["e"]
         if kind == "add":
-            chore = Chore.from_dict(record["c"])
-            if chore.key not in self.keys:
-                self._install(chore)
+            self._install(Chore.from_dict(record["c"]))
         elif kind == "end":
             self._replay_end(record)
+        elif kind == "answer":
+            self._expect(self.outbox, record)
         elif kind == "lost":
-            self._restart(record["id"], record["n"])
-            self._handle(Lost(record["id"], record["n"], Failure.from_dict(record["f"])))
-        elif kind == "cancel":
-            self._restart(record["id"], record.get("n", 0))
-            self._handle(Cancelled(record["id"]))
-        elif kind == "decide":
-            self._replay_decisions(record)
-        elif kind not in ("run", "resume", "submitted", "state"):
+            self._replay_lost(record)
+        elif kind == "resume":
+            pass
+        elif kind not in ("cancel", "decide", "run", "submitted", "state"):
             raise MatForgeError(
                 f"The journal of {self.store.path} holds a record of kind {kind!r}, which this version "
                 "does not know; resume the run with the version that wrote it."
             )
+        self._replay_answer(record)
 
     def _restart(self, chore_id: str, number: int) -> None:
         """Make the graph believe that attempt ``number`` runs, as it did when the record was written."""
@@ -425,29 +428,46 @@ class Run:
             self._handle(Started(chore_id, number))
 
     def _replay_end(self, record: dict[str, Any]) -> None:
-        chore_id = record["id"]
-        if not (self.outbox and self.outbox[0].chore.id == chore_id):
+        if not (self.unwritten and self.unwritten[0].chore.id == record["id"]):
             self._replay_outcome(record)
-        ending = self.outbox.popleft()
-        if ending.chore.id != chore_id or ending.state.value != record["s"]:
-            raise MatForgeError(
-                f"The journal of {self.store.path} contradicts itself: record {record['seq']} says that "
-                f"{chore_id} {record['s']}, but {ending.chore.id} {ending.state.value} comes first."
-            )
-        self.tally[ending.chore.name].count(ending.state, ending.report)
-        self._replay_decisions(record)
+        ending = self._expect(self.unwritten, record)
+        if ending.state.value != record["s"]:
+            raise self._contradiction(record, ending)
+        self.tally[ending.chore.name].count(ending)
+        if "w" not in record:
+            self._expect(self.outbox, record)
+
+    def _expect(self, queue: deque[Ending], record: dict[str, Any]) -> Ending:
+        """Take the ending that a record is about from the head of ``queue``."""
+        if not queue or queue[0].chore.id != record["id"]:
+            raise self._contradiction(record, queue[0] if queue else None)
+        return queue.popleft()
+
+    def _contradiction(self, record: dict[str, Any], ending: Ending | None) -> MatForgeError:
+        other = f"{ending.chore.id} {ending.state.value}" if ending else "nothing ended"
+        return MatForgeError(
+            f"The journal of {self.store.path} contradicts itself at record {record['seq']}, about "
+            f"{record['id']}: by then {other}. Restore the file from a copy, or start a new run."
+        )
 
     def _replay_outcome(self, record: dict[str, Any]) -> None:
         chore_id, number = record["id"], record.get("n", 0)
         self._restart(chore_id, number)
+        facts = Facts(number, report=record.get("p", {}))
         if record["s"] == ChoreState.COMPLETED.value:
             self.records[chore_id].result = Location.from_list(record["r"])
-            facts = {"id": chore_id, "journal": {}, "report": record.get("p", {})}
             self._handle(Succeeded(chore_id, number), facts)
         else:
-            self._handle(Failed(chore_id, number, Failure.from_dict(record["f"])))
+            self._handle(Failed(chore_id, number, Failure.from_dict(record["f"])), facts)
 
-    def _replay_decisions(self, record: dict[str, Any]) -> None:
+    def _replay_lost(self, record: dict[str, Any]) -> None:
+        name, number, failure = record["id"], record["n"], Failure.from_dict(record["f"])
+        attempt = Attempt(name, record["ep"], number)
+        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
+        self._restart(name, number)
+        self._handle(Lost(name, number, failure))
+
+    def _replay_answer(self, record: dict[str, Any]) -> None:
         for decision in record.get("d", ()):
             if decision[0] == "spawn":
                 self._install(Chore.from_dict(decision[1]))
@@ -457,16 +477,5 @@ class Run:
             else:
                 self._handle(Reprioritised(decision[1], decision[2]))
         self.strategy_state = record.get("st", self.strategy_state)
-
-
-def _unstarted(state: ChoreState | None) -> bool:
-    return state in (ChoreState.BLOCKED, ChoreState.READY)
-
-
-def _usage_list(usage: Usage) -> list[Any]:
-    return [usage.host, usage.slot, round(usage.started_at, 3), round(usage.wall_s, 6),
-            round(usage.cpu_s, 6), usage.max_rss]  # fmt: skip
-
-
-def _attempt(attempt: Attempt, usage: Usage, outcome: str) -> dict[str, Any]:
-    return {"epoch": attempt.epoch, "number": attempt.number, "outcome": outcome, **usage.as_dict()}
+        if "x" in record:
+            self.strategy_errors.append(record["x"])

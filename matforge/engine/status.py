@@ -82,7 +82,7 @@ class StatusWriter:
     """Further top-level keys: what strategies and the manager want people to know."""
     sequence: int = 0
     _written_at: float = float("-inf")
-    _last: dict[str, int] | None = None
+    _last: Counters | None = None
 
     def failed(self, chore_id: str, failure: Failure, now: float) -> None:
         """Remember a failure for the list."""
@@ -100,7 +100,7 @@ class StatusWriter:
 
     def changed(self, counters: Counters) -> bool:
         """Whether the file on disk shows other numbers."""
-        return counters.as_dict() != self._last
+        return counters != self._last
 
     def due(self) -> float:
         """When the next write may happen."""
@@ -108,9 +108,9 @@ class StatusWriter:
 
     def write(self, counters: Counters, now: float, *, force: bool = False) -> bool:
         """Replace the file if it is due and something changed, or if forced."""
-        current = counters.as_dict()
-        if not force and (now < self.due() or current == self._last):
+        if not force and (now < self.due() or counters == self._last):
             return False
+        current = counters.as_dict()
         self.sequence += 1
         elapsed = max(0.0, now - self.started_at)
         ended = self.state in (RunState.COMPLETED, RunState.FAILED, RunState.INTERRUPTED)
@@ -140,7 +140,7 @@ class StatusWriter:
         }
         with (self.run_dir / HISTORY_NAME).open("a") as history:
             history.write(json.dumps(line) + "\n")
-        self._written_at, self._last = now, current
+        self._written_at, self._last = now, counters
         return True
 
 
@@ -149,6 +149,14 @@ def replace_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text)
     os.replace(beside, path)
+
+
+def last_sequence(run_dir: Path) -> int:
+    """Number of the last status, so that a resumed run goes on counting; 0 if there is none."""
+    try:
+        return int(read_status(run_dir)["current"]["sequence"])
+    except (MatForgeError, KeyError, TypeError, ValueError):
+        return 0
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ attempt's tag in its name and gets its final name here, once the attempt is acce
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -32,11 +31,18 @@ SEGMENTS_NAME = "segments"
 FULL_LIMIT = 10_000
 """Chores that get a directory of their own in the ``auto`` layout; warm chores beyond are packed."""
 LAYOUTS = ("auto", "full", "packed")
-TAGGED = ("result.pickle", "stdout", "stderr")
+RESULT_NAME = "result.pickle"
+STREAM_NAMES = ("stdout", "stderr")
 
 
 class StorageError(MatForgeError):
     """The run directory cannot be written; the text names the file and the reason."""
+
+
+def check_layout(layout: str) -> None:
+    """Raise :class:`UsageError` if there is no such layout."""
+    if layout not in LAYOUTS:
+        raise UsageError(f"The layout must be one of {', '.join(LAYOUTS)}, not {layout!r}.")
 
 
 def storage_sentence(path: Path, error: OSError) -> str:
@@ -48,6 +54,7 @@ def storage_sentence(path: Path, error: OSError) -> str:
         errno.EACCES: "you may not write there; choose another folder with --dir",
         errno.ENOENT: "the folder does not exist (any more)",
         errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --dir",
+        errno.EEXIST: "there is a file of that name; choose another folder with --dir",
     }.get(error.errno or 0, (error.strerror or str(error)).lower())
     return f"{path} cannot be written: {what}."
 
@@ -108,17 +115,25 @@ class RunStore:
         ``auto``, ``full`` or ``packed``.
     epoch : int
         Which driver of the run this is; names the driver's own segment.
+    sync : bool
+        Whether every payload that is a file of its own is put on the disk (``durability="power"``).
+
+    Raises
+    ------
+    UsageError
+        If there is no such layout.
     """
 
-    def __init__(self, path: Path, *, layout: str = "auto", epoch: int = 1) -> None:
-        if layout not in LAYOUTS:
-            raise UsageError(f"The layout must be one of {', '.join(LAYOUTS)}, not {layout!r}.")
+    def __init__(self, path: Path, *, layout: str = "auto", epoch: int = 1, sync: bool = False) -> None:
+        check_layout(layout)
         self.path = path
         self.layout = layout
         self.epoch = epoch
         self.expected = 0
         """How many chores are known to come; ``auto`` packs all of a run that is known to be large."""
+        self._sync = sync
         self._segment: IO[bytes] | None = None
+        self._segment_name = f"{SEGMENTS_NAME}/{epoch}-driver.seg"
 
     # -- layout
 
@@ -129,17 +144,12 @@ class RunStore:
         )
         return f"{OUT_NAME}/{chore_id}" if job or not packed else None
 
-    def _driver_segment(self) -> IO[bytes]:
-        if self._segment is None:
-            folder = self.path / SEGMENTS_NAME
-            folder.mkdir(exist_ok=True)
-            self._segment = (folder / f"{self.epoch}-driver.seg").open("ab")
-        return self._segment
-
     def _append(self, kind: str, chore_id: str, data: bytes) -> Location:
-        file = self._driver_segment()
-        name = f"{SEGMENTS_NAME}/{Path(file.name).name}"
-        return segments.append(file, name, kind, chore_id, f"e{self.epoch}", data)
+        if self._segment is None:
+            path = self.path / self._segment_name
+            path.parent.mkdir(exist_ok=True)
+            self._segment = path.open("ab")
+        return segments.append(self._segment, self._segment_name, kind, chore_id, f"e{self.epoch}", data)
 
     # -- chores
 
@@ -152,6 +162,9 @@ class RunStore:
             name = f"{directory}/chore.pickle"
             with (self.path / name).open("wb") as file:
                 file.write(data)
+                if self._sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             return location_of(name, data)
         except OSError as error:
             raise StorageError(storage_sentence(self.path, error)) from error
@@ -162,7 +175,9 @@ class RunStore:
             if directory is None:
                 self._append("metadata", chore_id, json.dumps(metadata, separators=(",", ":")).encode())
             else:
-                replace_text(self.path / directory / "metadata.json", json.dumps(metadata, indent=1))
+                folder = self.path / directory
+                folder.mkdir(exist_ok=True)
+                replace_text(folder / "metadata.json", json.dumps(metadata, indent=1))
         except OSError as error:
             raise StorageError(storage_sentence(self.path, error)) from error
 
@@ -177,41 +192,57 @@ class RunStore:
             raise StorageError(storage_sentence(path, error)) from error
         return name
 
-    def flush(self) -> None:
-        """Hand what was packed to the operating system; before any journal record that points to it."""
+    def flush(self, *, sync: bool = False) -> None:
+        """Hand what was packed to the operating system, and to the disk if ``sync``; before any journal
+        record that points to it."""
         if self._segment is not None:
             try:
                 self._segment.flush()
+                if sync:
+                    os.fdatasync(self._segment.fileno())
             except OSError as error:
                 raise StorageError(storage_sentence(Path(self._segment.name), error)) from error
 
-    def sync(self) -> None:
-        """Put what was packed on the disk."""
-        if self._segment is not None:
-            self.flush()
-            os.fdatasync(self._segment.fileno())
-
     # -- results
 
-    def accept(self, attempt: Attempt, directory: str | None, result: Location | None) -> Location | None:
-        """Give the files of an accepted attempt their final names; the result's final location."""
-        if directory is None:
+    def accept(
+        self, attempt: Attempt, directory: str | None, result: Location | None, *, printed: bool = False
+    ) -> Location | None:
+        """Give the files of an accepted attempt their final names; the result's final location.
+
+        Parameters
+        ----------
+        directory : str or None
+            The chore's; None if it is packed.
+        result : Location or None
+            What the attempt published, if it did.
+        printed : bool
+            Whether a packed chore left its streams in ``out/<chore_id>``.
+        """
+        if directory is not None or printed:
+            folder = directory or f"{OUT_NAME}/{attempt.chore_id}"
+            for name in STREAM_NAMES:
+                self._rename(f"{folder}/{name}", attempt)
+        if result is None or directory is None:
             return result
-        folder = self.path / directory
-        for name in TAGGED:
-            # the streams may be absent, and after a crash the rename may have been done already
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(folder / f"{name}.{attempt.tag}", folder / name)
-        if result is None:
-            return None
-        return Location(f"{directory}/{TAGGED[0]}", result.offset, result.length, result.crc)
+        self._rename(f"{directory}/{RESULT_NAME}", attempt)
+        return Location(f"{directory}/{RESULT_NAME}", result.offset, result.length, result.crc)
+
+    def _rename(self, name: str, attempt: Attempt) -> None:
+        final = f"{self.path}/{name}"
+        try:
+            os.replace(f"{final}.{attempt.tag}", final)
+        except FileNotFoundError:
+            pass  # the message is trusted; whoever reads a result that is missing says so
+        except OSError as error:
+            raise StorageError(storage_sentence(Path(final), error)) from error
 
     def read(self, where: Location) -> bytes:
         """The bytes at a location, checked."""
         return read(self.path, where)
 
     def close(self) -> None:
-        """Close the driver's segment."""
+        """Write out and close the driver's segment."""
         if self._segment is not None:
-            self._segment.close()
-            self._segment = None
+            file, self._segment = self._segment, None
+            file.close()

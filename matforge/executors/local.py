@@ -1,17 +1,16 @@
 """This machine as an executor: one agent, a child of the driver, and its slots.
 
-Driver and agent talk over a socket file in a private directory. Each holds a pipe whose end of file
-tells it at once that the other has ended.
+Driver and agent talk over a socket file in a private directory.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -21,46 +20,21 @@ from pathlib import Path
 import zmq
 
 from matforge._version import __version__
-from matforge.executors.channel import AgentLink, node_lost
-from matforge.executors.protocol import Capacity, ExecutorFailed, Lost, Report, RunContext, Task
-from matforge.model import Attempt, Failure, FailureKind, MatForgeError, UsageError
+from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory
+from matforge.executors.channel import node_lost
+from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
-from matforge.worker.wire import AgentConfig, decode, encode, python_arguments
+from matforge.worker.wire import AgentConfig, decode, encode
 
-_SOCKET_PATH_LIMIT = 100
-"""Longest path of a socket file, a little below what systems allow."""
 _POLLIN = int(zmq.POLLIN)
 _RESTARTS = 3
+"""So many agents that end within a minute, with no chore finished in between, are enough."""
 _RESTART_WINDOW_S = 60.0
 _CLOSE_S = 10.0
-
-
-class _Agent:
-    """The agent's process and the driver's ends of its two pipes."""
-
-    def __init__(
-        self, number: int, home: Path, process: subprocess.Popen[bytes], pipes: tuple[int, int], token: str
-    ) -> None:
-        self.number = number
-        self.home = home
-        self.process = process
-        self.read_end, self.write_end = pipes
-        self.token = token
-        self.identity = f"agent-{number}".encode()
-        self.link = AgentLink()
-        self.connected = False
-
-    def end(self) -> str:
-        """Make sure that nothing of it is left; the tail of what it wrote to standard error."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        processes.sweep(self.token)
-        for descriptor in (self.write_end, self.read_end):
-            os.close(descriptor)
-        stderr = processes.tail(self.home / "agent.err")
-        shutil.rmtree(self.home, ignore_errors=True)
-        return stderr
+_START_S = 60.0
+"""Seconds until an agent must have said hello: Python and zmq may come from a slow file system."""
+_LEAST_RSS = 2 << 30
 
 
 class LocalExecutor:
@@ -105,6 +79,8 @@ class LocalExecutor:
         max_rss: int = 0,
         python: str | None = None,
     ) -> None:
+        if not hasattr(os, "waitid"):
+            raise UsageError("The local executor needs Linux, or macOS with Python 3.13.")
         self._cores = processes.usable_cores()
         self._workers = len(self._cores) if workers is None else workers
         numbers = (("workers", self._workers, 1), ("gpus", gpus, 0), ("max_chores", max_chores, 1))
@@ -113,15 +89,16 @@ class LocalExecutor:
                 raise UsageError(f"{label} must be a whole number of at least {least}, not {value!r}.")
         if not lease > 0:
             raise UsageError(f"lease must be a positive number of seconds, not {lease!r}.")
-        self._gpus = _gpu_names(gpus)
+        self._gpus = gpu_names(gpus)
         self._affinity = set_cpu_affinity
         self._sync = sync
         self._lease = lease
         self._max_chores = max_chores
-        self._max_rss = max_rss or int(0.8 * processes.memory_limit() / self._workers)
+        self._max_rss = max_rss or max(_LEAST_RSS, int(0.8 * processes.memory_limit() / self._workers))
         self._python = python or sys.executable
         self._context: RunContext | None = None
-        self._agent: _Agent | None = None
+        self._agent: AgentProcess | None = None
+        self._home: Path | None = None
         self._count = 0
         self._restarts: deque[float] = deque()
         self._backlog: list[Task] = []
@@ -130,9 +107,12 @@ class LocalExecutor:
         self._heard = self._polled = self._beat = 0.0
         self._closed = False
         self._look = 0.0
+        self._wake_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
+        self._poller = zmq.Poller()
+        self._poller.register(self._wake_read, zmq.POLLIN)
 
     # -- start
 
@@ -151,64 +131,45 @@ class LocalExecutor:
         self._socket: zmq.Socket[bytes] = self._zmq.socket(zmq.ROUTER)
         for option in (zmq.SNDHWM, zmq.RCVHWM, zmq.LINGER):
             self._socket.setsockopt(option, 0)
-        self._home = _private_directory()
-        self._endpoint = f"ipc://{self._home}/driver"
-        self._socket.bind(self._endpoint)
-        self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._wake_read, zmq.POLLIN)
-        self._start_agent()
+        try:
+            self._home = private_directory()
+            self._endpoint = f"ipc://{self._home}/driver"
+            self._socket.bind(self._endpoint)
+            self._start_agent()
+        except (OSError, zmq.ZMQError) as error:
+            self._fail(f"The temporary directory {tempfile.gettempdir()} cannot be used: {error}.", "")
 
     def _start_agent(self) -> None:
-        now = time.monotonic()
+        assert self._home is not None
         self._count += 1
-        home = self._home / str(self._count)
-        home.mkdir(mode=0o700)
-        read_ours, write_theirs = os.pipe()
-        read_theirs, write_ours = os.pipe()
-        token = secrets.token_hex(8)
-        config_path = home / "agent.json"
-        self._config(home, token, read_theirs).save(config_path)
-        environment = {**os.environ, processes.TOKEN: token}
         try:
-            with (home / "agent.err").open("wb") as err:
-                process = subprocess.Popen(
-                    python_arguments(self._python, "agent", str(config_path)),
-                    stdin=subprocess.DEVNULL, stdout=err, stderr=err, cwd=home, env=environment,
-                    pass_fds=(read_theirs, write_theirs), start_new_session=True,
-                )  # fmt: skip
+            self._agent = AgentProcess(self._count, self._home / str(self._count), self._config())
         except OSError as error:
-            os.close(read_ours)
-            os.close(write_ours)
-            self._fail(f"{self._python} cannot be started: {error.strerror or error}.", "")
+            self._fail(f"{error.filename or self._python} cannot be started: {error.strerror or error}.", "")
             return
-        finally:
-            os.close(read_theirs)
-            os.close(write_theirs)
-        self._agent = _Agent(self._count, home, process, (read_ours, write_ours), token)
-        self._poller.register(read_ours, zmq.POLLIN)
-        self._heard = self._polled = self._beat = now
+        self._poller.register(self._agent.read_end, zmq.POLLIN)
+        self._heard = self._polled = self._beat = time.monotonic()
 
-    def _config(self, home: Path, token: str, lifeline: int) -> AgentConfig:
+    def _config(self) -> AgentConfig:
+        """What every agent of this executor is told."""
         assert self._context is not None
         return AgentConfig(
             run_dir=str(self._context.run_dir.resolve()),
             epoch=self._context.epoch,
-            agent=self._count,
+            agent=0,
             endpoint=self._endpoint,
-            identity=f"agent-{self._count}",
-            token=token,
-            scratch=str(home),
+            identity="",
+            token="",
+            scratch="",
             workers=self._workers,
             cores=self._cores,
             gpus=self._gpus,
             affinity=self._affinity,
             sync=self._sync,
             environment=dict(self._context.environment),
-            sys_path=[entry or os.getcwd() for entry in sys.path],
+            sys_path=[os.path.abspath(entry) for entry in sys.path],
             python=self._python,
-            parent=os.getpid(),
-            lifeline=lifeline,
             beat_s=min(1.0, self._lease / 5),
             max_chores=self._max_chores,
             max_rss=self._max_rss,
@@ -236,9 +197,6 @@ class LocalExecutor:
         """Stop attempts; see the protocol."""
         wanted = set(attempts)
         if self._backlog:
-            from matforge.executors.protocol import Finished
-            from matforge.model import Usage
-
             kept = []
             for task in self._backlog:
                 if task.attempt in wanted:
@@ -257,9 +215,9 @@ class LocalExecutor:
     def poll(self, timeout: float | None) -> list[Report]:
         """Reports that have arrived; see the protocol."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
+        while not self._closed:
             now = time.monotonic()
-            if self._context is not None and not self._closed:
+            if self._context is not None:
                 self._hear(now)
                 self._look_after_agent(now)
             if self._ready:
@@ -269,15 +227,13 @@ class LocalExecutor:
             left = self._lease / 5 if deadline is None else min(deadline - now, self._lease / 5)
             if left <= 0 or self._wait(left):
                 self._polled = time.monotonic()
-                return []
+                break
+        return []
 
     def _wait(self, seconds: float) -> bool:
         """Wait for anything; whether :meth:`wake` was called."""
         begun = time.monotonic()
-        if self._context is None or self._closed:
-            ready = dict(_wake_poller(self._wake_read).poll(int(seconds * 1000) + 1))
-        else:
-            ready = dict(self._poller.poll(int(seconds * 1000) + 1))
+        ready = dict(self._poller.poll(int(seconds * 1000) + 1))
         self._polled = time.monotonic()
         overslept = self._polled - begun - seconds
         if overslept > self._lease / 10:  # the whole machine, or this process, stood still
@@ -293,16 +249,23 @@ class LocalExecutor:
 
     def wake(self) -> None:
         """Make a waiting :meth:`poll` return."""
-        with suppress(BlockingIOError, OSError):
-            os.write(self._wake_write, b"w")
+        with self._wake_lock:  # a closed descriptor may be another file's by now
+            if not self._closed:
+                with suppress(BlockingIOError):
+                    os.write(self._wake_write, b"w")
 
     def now(self) -> float:
         """Unix time."""
         return time.time()
 
+    @property
+    def agent_pid(self) -> int | None:
+        """Process id of the agent, if there is one now."""
+        return self._agent.process.pid if self._agent is not None else None
+
     # -- the agent
 
-    def _send(self, agent: _Agent, frames: list[bytes]) -> None:
+    def _send(self, agent: AgentProcess, frames: list[bytes]) -> None:
         self._beat = time.monotonic()
         with suppress(zmq.ZMQError):  # an agent that has just ended: that is noticed elsewhere
             self._socket.send_multipart([agent.identity, *frames], zmq.NOBLOCK)
@@ -323,13 +286,16 @@ class LocalExecutor:
             message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
-                self._ready += agent.link.reports(message, frames)
+                reports = agent.link.reports(message, frames)
+                self._ready += reports
+                if self._restarts and any(isinstance(r, Finished) for r in reports):
+                    self._restarts.clear()  # this one works, so another one is worth starting
             elif kind == "hello":
                 self._welcome(agent, message)
             elif kind == "failed":
                 self._give_up(Failure.from_dict(message["failure"]))
 
-    def _welcome(self, agent: _Agent, message: dict[str, str]) -> None:
+    def _welcome(self, agent: AgentProcess, message: dict[str, str]) -> None:
         if message["version"] != __version__:
             self._give_up(
                 Failure(
@@ -352,8 +318,8 @@ class LocalExecutor:
         self._look = now + self._lease / 10
         if agent.process.poll() is not None:
             self._lose_agent(f"its agent ended with exit code {agent.process.returncode}", now)
-        elif now - self._heard > self._lease:
-            self._lose_agent(f"its agent was silent for {self._lease:g} seconds", now)
+        elif now - self._heard > (patience := self._lease if agent.connected else _START_S):
+            self._lose_agent(f"its agent was silent for {patience:g} seconds", now)
         elif agent.connected and now - self._beat > 1.0:
             self._send(agent, [encode({"t": "beat"})])
 
@@ -388,9 +354,10 @@ class LocalExecutor:
 
     def close(self, *, kill: bool = False) -> None:
         """End the agent and all its slots; see the protocol."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._wake_lock:
+            if self._closed:
+                return
+            self._closed = True
         if self._agent is not None:
             agent, self._agent = self._agent, None
             self._send(agent, [encode({"t": "bye", "kill": kill})])
@@ -404,27 +371,7 @@ class LocalExecutor:
         if self._context is not None:
             self._socket.close()
             self._zmq.term()
+        if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
-
-
-def _wake_poller(descriptor: int) -> zmq.Poller:
-    poller = zmq.Poller()
-    poller.register(descriptor, zmq.POLLIN)
-    return poller
-
-
-def _gpu_names(count: int) -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` calls the first ``count`` GPUs that the driver itself may see."""
-    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    return visible[:count] if len(visible) >= count else [str(i) for i in range(count)]
-
-
-def _private_directory() -> Path:
-    """A fresh directory for this user only, with a path short enough for sockets."""
-    path = tempfile.mkdtemp(prefix="mf-")
-    if len(path) + 16 > _SOCKET_PATH_LIMIT:
-        os.rmdir(path)
-        path = tempfile.mkdtemp(prefix="mf-", dir="/tmp")
-    return Path(path)

@@ -1,7 +1,7 @@
 """Flux vacua of type IIB string theory: geometries, periods, Newton, folding, and the exhaustive search.
 
-The names below are loaded when first used (PEP 562), so that importing this package costs nothing: neither JAX
-nor numba is imported before something needs it.
+The names below are loaded when first used (PEP 562), so that importing this package costs nothing: neither
+JAX nor numba is imported before something needs it.
 
 =====================  ==================================================================
 ``load_geometry``      topological data by name or from a file (`matforge.vacua.geometry`)

@@ -45,8 +45,8 @@ LEAF = 0.05
 """Largest change of the ISD matrix from the centre of a leaf to a face."""
 BLOCK = 256
 """Values of h in a chunk."""
-BUDGET = 20_000_000
-"""Counted steps after which a chunk hands back its unfinished boxes (a second or two)."""
+BUDGET = 2_000_000
+"""Counted steps after which a chunk hands back its unfinished boxes (about a second)."""
 BATCH = 8192
 """Starts in a refine."""
 GROUP = 32
@@ -363,7 +363,7 @@ def _stack(parts: Iterable[Any], h12: int) -> tuple[Any, Any, Any]:
     """Concatenate (fluxes, moduli, tau) triples; there may be none."""
     n = 2 * h12 + 2
     empty = (np.zeros((0, 2 * n), np.int32), np.zeros((0, h12), complex), np.zeros(0, complex))
-    columns = zip(empty, *parts, strict=True)
+    columns = zip(empty, *(part for part in parts if len(part[2])), strict=True)
     fluxes, moduli, tau = (np.concatenate(column) for column in columns)
     return fluxes, moduli, tau
 

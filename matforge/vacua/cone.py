@@ -1,8 +1,8 @@
 """Polyhedral cones given by walls: which walls are needed, and whether the cone is simplicial.
 
-The Kähler cone is ``{y : W y >= 0}`` with one integer row of ``W`` a wall; the rows generate the dual (Mori) cone.
-A wall is redundant if it is a non-negative combination of the others. Everything here is small (tens of rows),
-so one non-negative least-squares solve a row decides it; no linear-programming library is needed.
+The Kähler cone is ``{y : W y >= 0}`` with one integer row of ``W`` a wall; the rows generate the dual (Mori)
+cone. A wall is redundant if it is a non-negative combination of the others. Everything here is small (tens of
+rows), so one non-negative least-squares solve a row decides it; no linear-programming library is needed.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["in_cone", "irredundant", "has_interior", "nonnegative_least_squares"]
+__all__ = ["has_interior", "in_cone", "irredundant", "nonnegative_least_squares"]
 
 _ROUNDING = 1e-9
-"""Relative size of what counts as zero: the rows hold small integers, so that anything real is far above it."""
+"""Relative size of what counts as zero: rows hold small integers, and anything real is far above it."""
 
 
-def nonnegative_least_squares(generators: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
+def nonnegative_least_squares(
+    generators: NDArray[np.float64], target: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Coefficients ``c >= 0`` that minimise ``|generators^T c - target|``.
 
     The active-set method of Lawson and Hanson, "Solving Least Squares Problems" (1974), chapter 23.
@@ -68,7 +70,7 @@ def in_cone(generators: NDArray[np.float64], vector: NDArray[np.float64]) -> boo
 
 
 def has_interior(walls: NDArray[np.int64]) -> bool:
-    """Whether ``{y : walls y >= 0}`` has an interior: no wall is the negative of a combination of the others."""
+    """Whether ``{y : walls y >= 0}`` has an interior: no wall opposes the others."""
     rows = walls.astype(np.float64)
     return not any(in_cone(rows, -row) for row in rows)
 

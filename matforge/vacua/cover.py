@@ -3,12 +3,13 @@
 A box has coordinates (Re z^i, ln t_a) with t = T Im z the cone coordinates; d = 2 h12 of them. In the frame
 ``x~ = L^T x`` of its centre (see `matforge.vacua.kernels`) the metric ``A = Sigma^T M Sigma`` is
 
-    A~(z) = 1 + sum_a S_a delta_a + rest,    delta_a in [-1, 1],    |rest| <= q,    |A~ - 1| <= eta,
+    A~(z) = 1 + sum_m C_m phi_m(delta) + rest,    |rest| <= q,    |A~ - 1| <= eta,    delta in [-1, 1]^d,
 
-where ``S_a`` is half the difference between the centres of the two faces. A~ is symplectic, its eigenvalues pair as
-(l, 1 / l), so A~ >= 1 / (1 + eta). ``q`` and ``eta`` are maxima over sampled points (all corners and face centres; all
-3^d points of coarse boxes) times a safety factor: sampled, not proven. Boxes are halved along the
-coordinate along which A~ changes most, until no change from centre to face exceeds ``leaf``.
+with the functions phi = delta_a, 2 delta_a^2 - 1, delta_a delta_b (a < b), 1, all between -1 and 1. The C_m are fixed by the
+centre, the centres of the faces, and those of the faces of codimension two. A~ is symplectic, its eigenvalues pair
+as (l, 1 / l), so A~ >= 1 / (1 + eta). ``q`` and ``eta`` are maxima over sampled points (corners, points inside) times a
+safety factor: sampled, not proven. Boxes are halved along the coordinate along which A~ changes
+most, until no change from centre to face exceeds ``leaf``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from matforge.vacua.geometry import InputError
-from matforge.vacua.kernels import INNER, JIT, arrays_of, gauge_factor, point
+from matforge.vacua.kernels import CONE, FRAME, INNER, JIT, Z, arrays_of, complex_work, gauge_factor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,16 +37,17 @@ CODE_VERSION = 1
 PAD = 3e-6
 """Every edge of the region is moved outwards by this much: vacua are accepted within 1e-6 of it and folded later."""
 COARSE = 0.2
-"""Boxes larger than this are sampled on all 3^d points."""
-SAFETY = 1.25
-"""Factor on the sampled q (for a quadratic rest the corners and face centres miss at most a fifth; see tests)."""
+"""Size of the leaves that are counted to balance the parts."""
+SAFETY = 1.3
+"""Factor on the sampled q; the largest ratio seen between random points and the samples is 1.1 (see the tests)."""
 SAFETY_ETA = 1.05
+"""Factor on the sampled eta, whose largest values lie at corners, which are sampled."""
 
 
 class CoverPart(NamedTuple):
     """The tree of one of the fixed sub-boxes; the root is node 0.
 
-    ``nodes`` (k, w) float64: see `row_width`; ``children`` (k,) int32: index of the first of two neighbouring children or -1,
+    ``nodes`` (k, w) float64: see `Layout`; ``children`` (k,) int32: index of the first of two neighbouring children or -1,
     ``axis`` (k,) int32: coordinate that was halved or -1.
     """
 
@@ -63,283 +65,204 @@ class Cover(NamedTuple):
     roots: NDArray[np.int64]
 
 
+def generators(h12: int) -> int:
+    """Number of columns of a box: Sigma^T / 2, then the C_m of delta_a, 2 delta_a^2 - 1, delta_a delta_b and 1."""
+    d = 2 * h12
+    return 1 + d + d + d * (d - 1) // 2 + 1
+
+
 def row_width(h12: int) -> int:
-    """Numbers in a row: centre d, halfwidth d, eta, q, size, then E^-1, -E^-1 R, E (p^2 each), then S_a packed."""
-    p, d = h12 + 1, 2 * h12
-    return 2 * d + 3 + 3 * p * p + d * p * (2 * p + 1)
+    """Numbers in a row: centre d, halfwidths d, eta, q, size, frame n^2, columns n^2 (generators).
 
-
-class Scratch(NamedTuple):
-    """Arrays the build reuses; p = h12 + 1, n = 2 p, d = 2 h12."""
-
-    frames: NDArray[np.float64]  # (6, p, p): R, E, E^-1 of the centre, then of the sample
-    metric: NDArray[np.float64]  # (6, n, n): T, A~ - 1, A~ - 1 on the face below, what is measured, two for its powers
-    slopes: NDArray[np.float64]  # (d, n, n) S_a
-    delta: NDArray[np.float64]  # (d,)
-    sizes: NDArray[np.float64]  # (d,)
-
-
-def scratch(h12: int) -> Scratch:
-    """Empty arrays for a build."""
-    p, n, d = h12 + 1, 2 * h12 + 2, 2 * h12
-    return Scratch(*(np.zeros(shape) for shape in ((6, p, p), (6, n, n), (d, n, n), (d,), (d,))))
-
-
-@njit(**INNER)
-def relative_metric(frames, metric):
-    """metric[1] = T T^T - 1 with T = L0^-1 L: the metric A at the sample in the frame of the centre, minus 1."""
-    p = frames.shape[1]
-    n = 2 * p
-    for i in range(p):
-        for j in range(p):
-            a = 0.0
-            b = 0.0
-            c = 0.0
-            for k in range(p):
-                a += frames[1, k, i] * frames[5, j, k]
-                c += frames[2, i, k] * frames[4, k, j]
-                m = 0.0
-                for l in range(j + 1):  # E^-1 is lower triangular
-                    m += (frames[0, k, l] - frames[3, k, l]) * frames[5, j, l]
-                b += frames[2, i, k] * m
-            metric[0, i, j] = a
-            metric[0, i, p + j] = 0.0
-            metric[0, p + i, j] = b
-            metric[0, p + i, p + j] = c
-    for i in range(n):
-        for j in range(i + 1):
-            a = -1.0 if i == j else 0.0
-            for k in range(p if j < p else n):
-                a += metric[0, i, k] * metric[0, j, k]
-            metric[1, i, j] = a
-            metric[1, j, i] = a
-
-
-@njit(**INNER)
-def norm_bound(metric, least):
-    """Upper bound (tr x^16)^(1/16) of the spectral norm of the symmetric x = metric[3], at most n^(1/16) times it.
-
-    Returns ``least`` at once where the Frobenius norm shows that the bound is no larger. metric[4], metric[5] are scratch.
+    The frame is kept as frame[j, i] = (L^T)_ij and the columns as column[j, i, m] = (C_m)_ij, so that products with a vector
+    run along the row.
     """
-    n = metric.shape[1]
-    total = 0.0
-    for i in range(n):
-        for j in range(n):
-            total += metric[3, i, j] * metric[3, i, j]
-    norm = np.sqrt(total)
+    d, n = 2 * h12, 2 * h12 + 2
+    return 2 * d + 3 + n * n + n * n * generators(h12)
+
+
+BACK, PRODUCT, POWER, OTHER, SIZE = 40, 56, 72, 88, 104
+"""Rows of the real work array after those of `gauge_factor`: inverse of L^T of the centre, matrices, size along each axis."""
+
+
+def samples(h12: int) -> NDArray[np.float64]:
+    """Where a box is sampled, and how the C_m follow: (P, d + 2 M) for P points, M = generators, d = 2 h12.
+
+    A row is delta (d), phi_m(delta) (M; 0 for the first column, which is not part of A~), and the weight with which A~ - 1 there
+    enters each C_m (M). The points are the centre, the face centres, those of the faces of codimension two,
+    then, with weight 0, corners and points within, where a cubic rest is large and the others cannot see it.
+    """
+    d, m = 2 * h12, generators(h12)
+    unit = np.eye(d)
+    pairs = [(a, b) for a in range(d) for b in range(a + 1, d)]
+    points = [np.zeros(d), *(sign * unit[a] for a in range(d) for sign in (-1, 1))]
+    points += [s * unit[a] + t * unit[b] for a, b in pairs for s in (-1, 1) for t in (-1, 1)]
+    weight = np.zeros((len(points) + 2 * d + 2 * 2**d, m))
+    for a in range(d):
+        at = slice(1 + 2 * a, 3 + 2 * a)
+        weight[at, 1 + a] = (-0.5, 0.5)
+        weight[at, 1 + d + a] = weight[at, m - 1] = 0.25
+    for k in range(len(pairs)):
+        at = 1 + 2 * d + 4 * k
+        weight[at : at + 4, 1 + 2 * d + k] = (0.25, -0.25, -0.25, 0.25)
+    inside = 3**-0.5  # where delta^3 - delta is largest
+    points += [sign * inside * unit[a] for a in range(d) for sign in (-1, 1)]
+    corners = 2.0 * (np.arange(2**d)[:, None] >> np.arange(d) & 1) - 1.0
+    delta = np.concatenate((points, corners, inside * corners))
+    mixed = [delta[:, a] * delta[:, b] for a, b in pairs]
+    phi = np.stack((np.zeros(len(delta)), *delta.T, *(2 * delta**2 - 1).T, *mixed, np.ones(len(delta))), axis=1)
+    return np.ascontiguousarray(np.concatenate((delta, phi, weight), axis=1))
+
+
+@njit(**INNER)
+def norm_bound(x, row, work, n, least):
+    """Upper bound (tr x^16)^(1/16) of the spectral norm of the symmetric matrix in a row, at most n^(1/16) times it.
+
+    Returns ``least`` at once where the Frobenius norm shows that the bound is no larger.
+    """
+    norm = 0.0
+    for c in range(n * n):
+        norm += x[row, c] * x[row, c]
+    norm = np.sqrt(norm)
     if norm <= least:
         return least
     for i in range(n):
         for j in range(n):
-            metric[4, i, j] = metric[3, i, j] / norm
-    for square in range(3):
-        x = 4 + square % 2
-        y = 9 - x
+            work[POWER + i, j] = x[row, i * n + j] / norm
+    total = 0.0
+    source = POWER
+    for _ in range(3):
+        total = 0.0
+        target = POWER + OTHER - source
         for i in range(n):
-            for j in range(i + 1):
+            for j in range(n):
                 a = 0.0
                 for k in range(n):
-                    a += metric[x, i, k] * metric[x, j, k]
-                metric[y, i, j] = a
-                metric[y, j, i] = a
-    total = 0.0
-    for i in range(n):
-        for j in range(n):
-            total += metric[5, i, j] * metric[5, i, j]
+                    a += work[source + i, k] * work[source + j, k]
+                work[target + i, j] = a
+                total += a * a
+        source = target
     return max(least, norm * total**0.0625)
 
 
 @njit(**INNER)
-def place(geo, at, work, nodes, row, index, base):
-    """Set work.delta to sample ``index`` and at.z to that point of the box of ``row``; what the sample is for.
-
-    Sample 0 is the centre, 1 to 2 d are the centres of the faces, then all points of a grid with ``base`` points per axis.
-    Returns the axis of a face centre, -1 for the centre and d for a point of the grid.
-    """
-    h = at.z.shape[0]
-    d = 2 * h
-    rest = index - 1 - d - d
-    for a in range(d):
-        if rest >= 0:
-            work.delta[a] = 2.0 / (base - 1) * (rest % base) - 1.0
-            rest //= base
-        elif index - 1 == 2 * a:
-            work.delta[a] = -1.0
-        elif index - 2 == 2 * a:
-            work.delta[a] = 1.0
-        else:
-            work.delta[a] = 0.0
+def evaluate(real, curves, periods, work, nodes, row, plan, k, x):
+    """Row k of x: A~ - 1 at sample k of a box, sample 0 being the centre; False where it is not defined."""
+    h = curves.shape[1] - 1
+    p = h + 1
+    n = 2 * p
     for i in range(h):
         im = 0.0
-        for a in range(h):
-            u = nodes[row, h + a] + nodes[row, d + h + a] * work.delta[h + a]
-            im += geo.inverse_cone[i, a] * np.exp(u)
-        at.z[i] = complex(nodes[row, i] + nodes[row, d + i] * work.delta[i], im)
-    if index == 0:
-        return -1
-    return min((index - 1) // 2, d)
-
-
-@njit(**INNER)
-def rest_of(work, axis):
-    """metric[3] = the part of metric[1] that the slopes do not describe; at the second face of an axis, set its slope."""
-    d = work.delta.shape[0]
-    n = work.metric.shape[1]
-    x = work.metric
+        for a in range(h, 2 * h):
+            im += real[CONE + i, a - h] * np.exp(nodes[row, a] + nodes[row, 2 * h + a] * plan[k, a])
+        periods[Z, i] = complex(nodes[row, i] + nodes[row, 2 * h + i] * plan[k, i], im)
+    good = gauge_factor(real, curves, periods, work)
     for i in range(n):
         for j in range(n):
-            value = x[1, i, j]
-            if axis < d:
-                work.slopes[axis, i, j] = 0.5 * (value - x[2, i, j])
-                value = 0.5 * (value + x[2, i, j])
+            a = work[FRAME + i, j]
+            if k == 0:  # the inverse of a symplectic [[a, b], [c, d]] is [[d^T, -b^T], [-c^T, a^T]]
+                work[BACK + (j + p) % n, (i + p) % n] = a if (i < p) == (j < p) else -a
+                nodes[row, 4 * h + 3 + j * n + i] = a
+    for i in range(n):
+        for j in range(n):
+            a = 0.0
+            for c in range(n):
+                a += work[FRAME + i, c] * work[BACK + c, j]
+            work[PRODUCT + i, j] = a
+    for i in range(n):
+        for j in range(n):
+            a = -1.0 if i == j else 0.0
+            for c in range(n):
+                a += work[PRODUCT + c, i] * work[PRODUCT + c, j]
+            x[k, i * n + j] = a
+    return good
+
+
+@njit(**INNER)
+def measure(real, curves, periods, work, nodes, row, plan, x):
+    """Fill a row whose first 2 d entries are the box, and work[SIZE]; False where the geometry cannot be evaluated.
+
+    ``x`` (P + M, n^2): A~ - 1 at the samples, then what the C_m leave of it; and the C_m.
+    """
+    d = 2 * (curves.shape[1] - 1)
+    n = d + 2
+    count = plan.shape[0]
+    m = x.shape[0] - count
+    good = True
+    for k in range(count):
+        good = evaluate(real, curves, periods, work, nodes, row, plan, k, x) and good
+    for g in range(m):
+        for c in range(n * n):
+            i = c // n
+            j = c % n
+            a = 0.0
+            if g == 0:  # Sigma^T / 2
+                a = (0.5 if i - j == n // 2 else 0.0) - (0.5 if j - i == n // 2 else 0.0)
             else:
-                for a in range(d):
-                    value -= work.slopes[a, i, j] * work.delta[a]
-            x[3, i, j] = value
-
-
-@njit(**INNER)
-def measure(geo, at, work, nodes, row):
-    """Bounds and slopes of one box: (largest size, q, eta), with q < 0 where the geometry cannot be evaluated."""
-    d = work.delta.shape[0]
-    n = work.metric.shape[1]
-    x = work.metric
-    eta = 0.0
+                for k in range(count):
+                    a += plan[k, d + m + g] * x[k, c]
+            x[count + g, c] = a
+            nodes[row, 2 * d + 3 + n * n + (j * n + i) * m + g] = a
     q = 0.0
-    size = 0.0
-    base = 2
-    index = 0
-    while index < 1 + 2 * d + base**d:
-        axis = place(geo, at, work, nodes, row, index, base)
-        here = 0 if index == 0 else 3
-        if not gauge_factor(geo, at, work.frames[here], work.frames[here + 1], work.frames[here + 2]):
-            return size, -1.0, eta
-        if axis >= 0:
-            relative_metric(work.frames, x)
-            second = axis == d or index % 2 == 0
-            for i in range(n):
-                for j in range(n):
-                    x[3, i, j] = x[1, i, j]
-            for stage in range(2 if second else 1):
-                bound = norm_bound(x, eta if stage == 0 and axis == d else q if stage == 1 else 0.0)
-                if stage == 1:
-                    q = max(q, bound)
-                else:
-                    eta = max(eta, bound)
-                    if axis < d:
-                        work.sizes[axis] = max(bound, work.sizes[axis] if second else 0.0)
-                        size = max(size, bound)
-                    if second:
-                        rest_of(work, axis)
-            if not second:
-                for i in range(n):
-                    for j in range(n):
-                        x[2, i, j] = x[1, i, j]
-        if index == 2 * d and size > COARSE:
-            base = 3
-        index += 1
-    return size, SAFETY * q + 1e-12, SAFETY_ETA * eta + 1e-12
-
-
-@njit(**INNER)
-def fill(work, nodes, row, eta, q, size):
-    """Write what `measure` found into a row whose first 2 d entries are the box."""
-    d = work.delta.shape[0]
-    p = work.frames.shape[1]
-    nodes[row, 2 * d] = eta
-    nodes[row, 2 * d + 1] = q
-    nodes[row, 2 * d + 2] = size
-    at = 2 * d + 3
-    for i in range(p):
-        for j in range(p):
-            mixed = 0.0
-            for k in range(i + 1):
-                mixed -= work.frames[2, i, k] * work.frames[0, k, j]
-            nodes[row, at + i * p + j] = work.frames[2, i, j]
-            nodes[row, at + p * p + i * p + j] = mixed
-            nodes[row, at + 2 * p * p + i * p + j] = work.frames[1, i, j]
-    at += 3 * p * p
+    eta = 0.0
     for a in range(d):
-        for i in range(2 * p):
-            for j in range(i + 1):
-                nodes[row, at] = work.slopes[a, i, j]
-                at += 1
+        work[SIZE, a] = 0.0
+    for k in range(count):
+        for stage in range(2):
+            face = (k - 1) // 2 if stage == 0 and k > 0 and k <= 2 * d else -1
+            bound = norm_bound(x, k, work, n, 0.0 if face >= 0 else eta if stage == 0 else q)
+            if stage == 1:
+                q = bound
+                continue
+            eta = max(eta, bound)
+            if face >= 0:
+                work[SIZE, face] = max(work[SIZE, face], bound)
+            for c in range(n * n):
+                a = x[k, c]
+                for g in range(1, m):
+                    a -= plan[k, d + g] * x[count + g, c]
+                x[k, c] = a
+    nodes[row, 2 * d] = SAFETY_ETA * eta + 1e-12
+    nodes[row, 2 * d + 1] = SAFETY * q + 1e-12
+    return good
 
 
 @njit(**JIT)
-def extend(geo, at, work, leaf, nodes, links, state):
+def extend(real, curves, periods, work, plan, x, leaf, nodes, links, state):
     """Measure boxes, depth first, until none is left (0), the arrays are full (1) or a box cannot be evaluated (2).
 
-    ``links`` (k, 3) int32: first child or -1, axis of the cut or -1, and the stack of boxes to do. ``state`` (2,) int64:
+    ``links`` (k, 3) int64: first child or -1, axis of the cut or -1, and the stack of boxes to do. ``state`` (2,) int64:
     number of nodes, height of the stack.
     """
-    d = work.delta.shape[0]
+    d = 2 * (curves.shape[1] - 1)
     while state[1] > 0:
-        if state[0] + 2 > nodes.shape[0]:
+        child = state[0]
+        if child + 2 > nodes.shape[0]:
             return 1
         row = links[state[1] - 1, 2]
-        size, q, eta = measure(geo, at, work, nodes, row)
-        if q < 0.0:
+        if not measure(real, curves, periods, work, nodes, row, plan, x):
             return 2
-        fill(work, nodes, row, eta, q, size)
         state[1] -= 1
+        best = 0
+        for a in range(d):
+            if work[SIZE, a] > work[SIZE, best]:
+                best = a
+        nodes[row, 2 * d + 2] = work[SIZE, best]
         links[row, 0] = -1
         links[row, 1] = -1
-        if size > leaf:
-            best = 0
-            for a in range(1, d):
-                if work.sizes[a] > work.sizes[best]:
-                    best = a
-            links[row, 0] = state[0]
+        if work[SIZE, best] > leaf:
+            links[row, 0] = child
             links[row, 1] = best
             for side in range(2):
-                child = state[0]
                 for a in range(2 * d):
-                    nodes[child, a] = nodes[row, a]
+                    nodes[child + side, a] = nodes[row, a]
                 half = 0.5 * nodes[row, d + best]
-                nodes[child, d + best] = half
-                nodes[child, best] += half if side == 1 else -half
-                links[state[1], 2] = child
+                nodes[child + side, d + best] = half
+                nodes[child + side, best] += half * (2 * side - 1)
+                links[state[1], 2] = child + side
                 state[1] += 1
-                state[0] += 1
+            state[0] += 2
     return 0
-
-
-@njit(**INNER)
-def to_frame(nodes, row, x, at, y):
-    """y = L^T x in the frame of a box, for the integer vector x[at] of a table x of n columns."""
-    n = y.shape[0]
-    p = n // 2
-    base = 4 * (p - 1) + 3
-    for i in range(p):
-        top = 0.0
-        bottom = 0.0
-        for j in range(i + 1):
-            top += nodes[row, base + i * p + j] * x[at, j]
-        for j in range(p):
-            top += nodes[row, base + (p + i) * p + j] * x[at, p + j]
-        for j in range(i, p):
-            bottom += nodes[row, base + (2 * p + j) * p + i] * x[at, p + j]
-        y[i] = top
-        y[p + i] = bottom
-
-
-@njit(**INNER)
-def slopes_times(nodes, row, y, v):
-    """v[a] = S_a y for every axis of a box, y (n,) in its frame, v (d, n)."""
-    n = y.shape[0]
-    d = n - 2
-    at = 2 * d + 3 + 3 * n * n // 4
-    for a in range(d):
-        for i in range(n):
-            total = 0.0
-            for j in range(i):
-                x = nodes[row, at]
-                total += x * y[j]
-                v[a, j] += x * y[i]
-                at += 1
-            v[a, i] = total + nodes[row, at] * y[i]
-            at += 1
 
 
 def root_box(geometry: Geometry, region: Region, cp: bool) -> NDArray[np.float64]:
@@ -362,22 +285,25 @@ def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> Cov
     InputError
         Where the instanton series diverges or the gauge kinetic matrix is not positive.
     """
-    geo = arrays_of(geometry)
-    at, work = point(geo), scratch(geometry.h12)
-    nodes = np.zeros((1024, row_width(geometry.h12)))
-    links = np.zeros((1024, 3), dtype=np.int32)
+    geo = arrays_of(geometry, 2)
+    h, n = geometry.h12, 2 * geometry.h12 + 2
+    plan = samples(h)
+    periods, work = complex_work(geo), np.zeros((SIZE + 1, n))
+    x = np.zeros((len(plan) + generators(h), n * n))
+    nodes = np.zeros((1024, row_width(h)))
+    links = np.zeros((1024, 3), dtype=np.int64)
     nodes[0, : len(box)] = box
     state = np.array([1, 1])
-    while status := extend(geo, at, work, leaf, nodes, links, state):
+    while status := extend(*geo, periods, work, plan, x, leaf, nodes, links, state):
         if status == 2:
             raise InputError(
-                f"the periods of {geometry.name} cannot be evaluated at z = {np.round(at.z, 3).tolist()}: "
-                "the instanton series diverges or the metric is not positive there"
+                f"the periods of {geometry.name} cannot be evaluated near z = {np.round(periods[Z, :h], 3).tolist()}: "
+                "the instanton series diverges or the metric is not positive there."
             )
         nodes = np.concatenate((nodes, np.zeros_like(nodes)))
         links = np.concatenate((links, np.zeros_like(links)))
     count = int(state[0])
-    return CoverPart(nodes[:count].copy(), links[:count, 0].copy(), links[:count, 1].copy())
+    return CoverPart(nodes[:count].copy(), *links[:count, :2].T.astype(np.int32))
 
 
 def sub_boxes(geometry: Geometry, region: Region, n_parts: int, leaf: float, cp: bool) -> list[NDArray[np.float64]]:
@@ -403,7 +329,7 @@ def sub_boxes(geometry: Geometry, region: Region, n_parts: int, leaf: float, cp:
 
 
 def build_part(
-    geometry: Geometry, region: Region, part: int, n_parts: int, *, leaf: float = 0.05, cp: bool = True
+    geometry: Geometry, region: Region, part: int, n_parts: int, *, leaf: float = 0.1, cp: bool = True
 ) -> CoverPart:
     """Build the tree of one of ``n_parts`` fixed sub-boxes of the region; does not depend on n_max or s.
 
@@ -424,7 +350,7 @@ def build_part(
     return build_tree(geometry, sub_boxes(geometry, region, n_parts, leaf, cp)[part], leaf)
 
 
-def key(geometry: Geometry, region: Region, leaf: float = 0.05, cp: bool = True) -> str:
+def key(geometry: Geometry, region: Region, leaf: float = 0.1, cp: bool = True) -> str:
     """Name of a cover for caching: a digest of all it depends on (geometry, Im z box, leaf, cp, version of the code)."""
     content = [CODE_VERSION, geometry.hash, [[float(x) for x in pair] for pair in region.im_z], float(leaf), bool(cp)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
@@ -449,7 +375,7 @@ def _read_only(*arrays: NDArray) -> Cover:
     return Cover(*plain)
 
 
-def build(geometry: Geometry, region: Region, *, n_parts: int = 8, leaf: float = 0.05, cp: bool = True) -> Cover:
+def build(geometry: Geometry, region: Region, *, n_parts: int = 8, leaf: float = 0.1, cp: bool = True) -> Cover:
     """Build a whole cover in this process and keep it in memory."""
     boxes = sub_boxes(geometry, region, n_parts, leaf, cp)
     return join([build_tree(geometry, box, leaf) for box in boxes])

@@ -6,11 +6,12 @@ Vacua related by one of these moves are the same vacuum:
 * ``tau -> tau - 1`` with ``f -> f - h``, and ``tau -> -1 / tau`` with ``(f, h) -> (h, -f)``;
 * ``(f, h) -> -(f, h)``.
 
-The fundamental domain is ``-1/2 < Re z <= 1/2``, ``-1/2 < Re tau <= 1/2``, ``|tau| >= 1``, with ``Re tau >= 0`` on the arc
-``|tau| = 1``, and the first non-zero entry of ``[f | h]`` positive. Many vacua lie on an edge, and Newton's method puts
-them an ulp to either side, so every edge is moved by `EDGE`: whatever is within `EDGE` of it counts as on it
-(``Re z = -1/2 + 1e-9`` is folded to ``1/2 + 1e-9``). Two points of the domain are fixed by a rotation that changes
-the fluxes, ``tau = i`` and ``exp(i pi / 3)``: there the smallest of the equivalent fluxes is taken.
+The fundamental domain is ``-1/2 < Re z <= 1/2``, ``-1/2 < Re tau <= 1/2``, ``|tau| >= 1``, with
+``Re tau >= 0`` on the arc ``|tau| = 1``, and the first non-zero entry of ``[f | h]`` positive. Many vacua lie
+on an edge, and Newton's method puts them an ulp to either side, so every edge is moved by `EDGE`: whatever is
+within `EDGE` of it counts as on it (``Re z = -1/2 + 1e-9`` is folded to ``1/2 + 1e-9``). Two points of the
+domain are fixed by a rotation that changes the fluxes, ``tau = i`` and ``exp(i pi / 3)``: there the smallest
+of the equivalent fluxes is taken.
 
 All moves are exact in integers. The functions take ``xp=jax.numpy`` as well and may then be compiled, the
 geometry being a constant; with the default, NumPy, this module does not import JAX.
@@ -43,7 +44,7 @@ EDGE = 1e-6
 SAME = 1e-6
 """Two vacua with equal fluxes are one if every modulus agrees to this."""
 MAX_PASSES = 200
-"""Most turns of the fold of tau; each inversion raises Im tau, and a start at Im tau = 1e-6 needs fewer than 20."""
+"""Most turns of the fold of tau; each raises Im tau, and a start at 1e-6 needs fewer than 20."""
 
 Arrays = tuple[Any, Any]
 
@@ -59,7 +60,8 @@ def _shift_moduli(xp: Any, geometry: Geometry, x: Any, k: Any) -> Any:
 
     With ``x = (x_0, x_i, x^0, x^i)``, from the expansion of the periods about z: ``x^i -> x^i + k^i x^0``,
     ``x_i -> x_i - kappa_ijl k^j x^l + (a_ij k^j - kappa_ijl k^j k^l / 2) x^0`` and
-    ``x_0 -> x_0 - k^i x_i + (a_ij k^j + kappa_ijl k^j k^l / 2) x^i + (kappa_ijl k^i k^j k^l / 6 + c2_i k^i / 12) x^0``.
+    ``x_0 -> x_0 - k^i x_i + (a_ij k^j + kappa_ijl k^j k^l / 2) x^i + C x^0`` with
+    ``C = kappa_ijl k^i k^j k^l / 6 + c2_i k^i / 12``.
     """
     h = geometry.h12
     kappa, twice_a, c2 = (xp.asarray(np.rint(v).astype(np.int64)) for v in _integers(geometry))
@@ -149,8 +151,8 @@ def fold_tau(fluxes: Any, tau: Any, *, xp: Any = np) -> Arrays:
     Returns
     -------
     fluxes, tau
-        The same vacua with ``-1/2 < Re tau <= 1/2``, ``|tau| >= 1``, and ``Re tau >= 0`` on the arc; at the two fixed
-        points the equivalent fluxes that are smallest after the sign rule.
+        The same vacua with ``-1/2 < Re tau <= 1/2``, ``|tau| >= 1``, and ``Re tau >= 0`` on the arc; at the
+        two fixed points the equivalent fluxes that are smallest after the sign rule.
     """
     fluxes, tau = xp.asarray(fluxes).astype(xp.int64), xp.asarray(tau)
     if xp is np:
@@ -241,8 +243,8 @@ def canonical(geometry: Geometry, fluxes: Any, z: Any, tau: Any, *, xp: Any = np
 def conjugation_matrix(geometry: Geometry) -> NDArray[np.int64]:
     """The integer matrix S with ``Pi(-conj z) = S conj(Pi(z))``, (2h+2, 2h+2); ``S^T Sigma S = -Sigma``.
 
-    The coefficients of the prepotential are real but for K0 and the factor of F_inst, which are imaginary, so that
-    ``F_0(-conj z) = -conj F_0`` and ``F_i(-conj z) = conj(F_i) - 2 a_ij conj(z^j)``.
+    The coefficients of the prepotential are real but for K0 and the factor of F_inst, which are imaginary, so
+    that ``F_0(-conj z) = -conj F_0`` and ``F_i(-conj z) = conj(F_i) - 2 a_ij conj(z^j)``.
     """
     h = geometry.h12
     matrix = np.diag(np.concatenate([[-1], np.ones(h + 1), -np.ones(h)])).astype(np.int64)
@@ -250,7 +252,9 @@ def conjugation_matrix(geometry: Geometry) -> NDArray[np.int64]:
     return matrix
 
 
-def complex_conjugate(geometry: Geometry, fluxes: Any, z: Any, tau: Any, *, xp: Any = np) -> tuple[Any, Any, Any]:
+def complex_conjugate(
+    geometry: Geometry, fluxes: Any, z: Any, tau: Any, *, xp: Any = np
+) -> tuple[Any, Any, Any]:
     """The CP image of each vacuum, itself a vacuum: ``z -> -conj z, tau -> -conj tau, f -> S f, h -> -S h``.
 
     ``W -> -conj W`` and N_flux stays. Arguments and result are those of `canonical`; the image is not folded.
@@ -279,7 +283,9 @@ def _flux_keys(fluxes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def canonical_order(
-    fluxes: NDArray[np.integer[Any]], z: NDArray[np.complex128], n_flux: NDArray[np.integer[Any]] | None = None
+    fluxes: NDArray[np.integer[Any]],
+    z: NDArray[np.complex128],
+    n_flux: NDArray[np.integer[Any]] | None = None,
 ) -> NDArray[np.int64]:
     """Indices that sort by (n_flux, fluxes, Re z, Im z), the last two rounded to six digits.
 
@@ -293,16 +299,16 @@ def canonical_order(
     Returns
     -------
     ndarray
-        (B,) indices. Two vacua of one flux vector that differ as vacua do (by more than `SAME`) are put in the same
-        order whatever their last digits.
+        (B,) indices. Two vacua of one flux vector that differ as vacua do (by more than `SAME`) are put in
+        the same order whatever their last digits.
     """
-    fluxes = np.asarray(fluxes).astype(np.int64)
+    rows = np.asarray(fluxes).astype(np.int64)
     if n_flux is None:
-        f1, f2, h1, h2 = np.split(fluxes, 4, axis=1)
+        f1, f2, h1, h2 = np.split(rows, 4, axis=1)
         n_flux = (f1 * h2 - f2 * h1).sum(axis=1)
     z = np.asarray(z)
     values = [np.rint(1e6 * part) for part in (*z.real.T, *z.imag.T)]
-    return np.lexsort([*reversed(values), *reversed(_flux_keys(fluxes)), n_flux]).astype(np.int64)
+    return np.lexsort([*reversed(values), *reversed(_flux_keys(rows)), n_flux]).astype(np.int64)
 
 
 def deduplicate(
@@ -310,10 +316,10 @@ def deduplicate(
 ) -> NDArray[np.int64]:
     """Indices of one row for each vacuum: equal fluxes and every ``|dz| <= tolerance`` are one vacuum.
 
-    Of equal rows the one with the smallest values (Re z, Im z, Re tau, Im tau; compared exactly) is kept. So the kept
-    values depend neither on the order of the rows nor on how they were split: removing duplicates from parts and
-    then from their union gives the same bits as from all at once, as long as copies of one vacuum lie much closer,
-    and different vacua much farther apart, than ``tolerance``.
+    Of equal rows the one with the smallest values (Re z, Im z, Re tau, Im tau; compared exactly) is kept. So
+    the kept values depend neither on the order of the rows nor on how they were split: removing duplicates
+    from parts and then from their union gives the same bits as from all at once, as long as copies of one
+    vacuum lie much closer, and different vacua much farther apart, than ``tolerance``.
 
     Parameters
     ----------

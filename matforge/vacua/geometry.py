@@ -121,7 +121,9 @@ class Geometry:
         the walls are the unit vectors in any order, and for every cone that is not simplicial.
         """
         identity = np.eye(self.h12)
-        if not self.is_simplicial or {tuple(w) for w in self.walls} == {tuple(w) for w in identity.astype(int)}:
+        if not self.is_simplicial or {tuple(w) for w in self.walls} == {
+            tuple(w) for w in identity.astype(int)
+        }:
             return identity
         return self.walls.astype(np.float64)
 
@@ -130,7 +132,8 @@ class Geometry:
 
         Besides ``z^i -> z^i + 1``, from ``F_j = -kappa_jkl z^k z^l / 2 + a_jk z^k + b_j + ...`` and
         ``F_0 = 2 F - z^j F_j``: ``F_j -> F_j - kappa_ijk z^k + (a_ij - kappa_iij / 2)`` and
-        ``F_0 -> F_0 - F_i + (a_ik + kappa_iik / 2) z^k + (kappa_iii / 6 + c2_i / 12)``; the instantons are periodic.
+        ``F_0 -> F_0 - F_i + (a_ik + kappa_iik / 2) z^k + (kappa_iii / 6 + c2_i / 12)``; the instantons are
+        periodic.
 
         Raises
         ------
@@ -214,7 +217,9 @@ class Geometry:
             description=_text(data, "description", source),
             h11=exact_integer(data["h11"], f"{source}: h11"),
             h12=h,
-            euler_characteristic=exact_integer(data["euler_characteristic"], f"{source}: euler_characteristic"),
+            euler_characteristic=exact_integer(
+                data["euler_characteristic"], f"{source}: euler_characteristic"
+            ),
             kappa=_frozen(kappa, (h, h, h)),
             c2=_frozen(integer_entries(data["c2"], (h,), f"{source}: c2"), (h,)),
             a_matrix=_frozen(a_matrix, (h, h)),
@@ -238,9 +243,10 @@ def _frozen(values: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def _text(data: Mapping[str, Any], key: str, source: str) -> str:
-    if not isinstance(data[key], str):
-        raise InputError(f"{source}: {key} is {data[key]!r}, but text belongs there: put it in quotes.")
-    return data[key]
+    value = data[key]
+    if not isinstance(value, str):
+        raise InputError(f"{source}: {key} is {value!r}, but text belongs there: put it in quotes.")
+    return value
 
 
 def _identifier(data: Mapping[str, Any], key: str, source: str) -> Any:
@@ -261,7 +267,9 @@ def _check_keys(data: Mapping[str, Any], source: str) -> None:
             raise InputError(f"{source}: unknown key {key!r}, {nearest(key, known)} Rename or remove it.")
     missing = [key for key in _REQUIRED if key not in data]
     if missing:
-        raise InputError(f"{source}: missing {', '.join(missing)}: add {'it' if len(missing) == 1 else 'them'}.")
+        raise InputError(
+            f"{source}: missing {', '.join(missing)}: add {'it' if len(missing) == 1 else 'them'}."
+        )
 
 
 def _instantons(data: Mapping[str, Any], h: int, source: str) -> tuple[list[list[int]], list[int]]:
@@ -273,7 +281,9 @@ def _instantons(data: Mapping[str, Any], h: int, source: str) -> tuple[list[list
         if not any(charge):
             raise InputError(f"{source}: gv_charges[{k}] is zero: remove it and gv_invariants[{k}].")
         if tuple(charge) in seen:
-            raise InputError(f"{source}: gv_charges[{k}] repeats gv_charges[{seen[tuple(charge)]}]: remove one.")
+            raise InputError(
+                f"{source}: gv_charges[{k}] repeats gv_charges[{seen[tuple(charge)]}]: remove one."
+            )
         seen[tuple(charge)] = k
     order = sorted(range(len(charges)), key=lambda k: (sum(charges[k]), charges[k]))
     return [charges[k] for k in order], [invariants[k] for k in order]
@@ -288,7 +298,9 @@ def _walls(value: Any, h: int, source: str) -> NDArray[np.float64]:
     if not cone.has_interior(walls.astype(np.int64)):
         raise InputError(f"{source}: kahler_cone_hyperplanes leave no interior: check the signs of the rows.")
     if len(walls) == 0 or np.linalg.matrix_rank(walls) < h:
-        raise InputError(f"{source}: kahler_cone_hyperplanes need {h} independent rows: add the missing walls.")
+        raise InputError(
+            f"{source}: kahler_cone_hyperplanes need {h} independent rows: add the missing walls."
+        )
     return walls
 
 
@@ -298,11 +310,15 @@ def _check_consistency(geometry: Geometry, source: str) -> None:
             other = np.swapaxes(array, 0, axis)
             if not np.array_equal(array, other):
                 index = "".join(f"[{i}]" for i in np.argwhere(array != other)[0])
-                raise InputError(f"{source}: {key} is not symmetric at {index}: correct that entry or its mirror.")
+                raise InputError(
+                    f"{source}: {key} is not symmetric at {index}: correct that entry or its mirror."
+                )
     euler = 2 * (geometry.h12 - geometry.h11)
     if geometry.euler_characteristic != euler:
         found = geometry.euler_characteristic
-        raise InputError(f"{source}: euler_characteristic is {found}, but 2 (h12 - h11) is {euler}: correct one.")
+        raise InputError(
+            f"{source}: euler_characteristic is {found}, but 2 (h12 - h11) is {euler}: correct one."
+        )
     if geometry.maximum_degree < 1:
         raise InputError(f"{source}: maximum_degree is {geometry.maximum_degree}, but must be at least 1.")
     for i in range(geometry.h12):
@@ -334,8 +350,9 @@ def _monodromy(geometry: Geometry, i: int, source: str) -> NDArray[np.int64]:
     if wrong.any():
         j = int(np.argwhere(wrong[1 : h + 1, h + 1] | wrong[0, h + 2 :])[0, 0])
         raise InputError(
-            f"{source}: a_matrix[{i}][{j}] = {a_matrix[i, j]:g} does not fit intersection_numbers[{i}][{i}][{j}] = "
-            f"{kappa[i, i, j]:g}: a - kappa / 2 must be an integer; correct one of them."
+            f"{source}: a_matrix[{i}][{j}] = {a_matrix[i, j]:g} does not fit "
+            f"intersection_numbers[{i}][{i}][{j}] = {kappa[i, i, j]:g}: a - kappa / 2 must be an "
+            "integer; correct one of them."
         )
     return np.rint(matrix).astype(np.int64)
 
@@ -373,7 +390,9 @@ def load_geometry(name_or_path: str | Path) -> Geometry:
     try:
         content = Path(name_or_path).read_text("utf-8")
     except OSError as error:
-        raise InputError(f"{text}: cannot be read ({error.strerror}): give the path of a geometry file.") from error
+        raise InputError(
+            f"{text}: cannot be read ({error.strerror}): give the path of a geometry file."
+        ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{text}: is not text in UTF-8: give the path of a geometry file.") from error
     return Geometry.from_dict(_parsed(content, text), text)
@@ -390,4 +409,6 @@ def _parsed(content: str, source: str) -> Any:
     try:
         return json.loads(content, object_pairs_hook=once)
     except json.JSONDecodeError as error:
-        raise InputError(f"{source}: is not JSON (line {error.lineno}: {error.msg}): correct the file.") from error
+        raise InputError(
+            f"{source}: is not JSON (line {error.lineno}: {error.msg}): correct the file."
+        ) from error

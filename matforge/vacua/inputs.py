@@ -39,17 +39,21 @@ def exact_integer(value: Any, where: str) -> int:
     InputError
         If it is not an integral number.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if isinstance(value, Integral) and not _is_truth(value):
         return int(value)
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, Real) and not _is_truth(value):
         number = float(value)
         if math.isfinite(number) and number == int(number):
             return int(number)
     raise InputError(f"{where} is {value!r}, but an integer belongs there: correct that entry.")
 
 
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)  # True is an int to Python, but no number to a reader of the file
+
+
 def _real(value: Any, where: str) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, Real) and not _is_truth(value) and math.isfinite(value):
         return float(value)
     raise InputError(f"{where} is {value!r}, but a finite number belongs there: correct that entry.")
 
@@ -67,7 +71,9 @@ def shape_of(value: Any, shape: Sequence[int | None], where: str) -> None:
     if not isinstance(value, list | tuple):
         raise InputError(f"{where} is {value!r}, but a list belongs there: write [...].")
     if shape[0] is not None and len(value) != shape[0]:
-        raise InputError(f"{where} has {len(value)} entries, but {shape[0]} belong there: add or remove entries.")
+        raise InputError(
+            f"{where} has {len(value)} entries, but {shape[0]} belong there: add or remove entries."
+        )
     for k, entry in enumerate(value):
         shape_of(entry, shape[1:], f"{where}[{k}]")
 

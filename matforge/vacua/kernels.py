@@ -9,8 +9,10 @@ The matrix ``A = Sigma^T M Sigma`` (positive definite, symplectic) is handled th
 This ``L`` is itself symplectic, so that in the frame ``x~ = L^T x`` the complex structure ``J = M Sigma``
 becomes the constant matrix ``Sigma``.
 
-Every compiled function is a plain loop over scalars: nothing here needs LAPACK, and a row never depends on
-the rows beside it.
+How the compiled functions are written, and why. Every array that numba passes to a function costs compilation
+time and reference counts at each call, so each function takes a few two-dimensional work arrays, and the named
+constants are the rows at which things begin: ``work[F2 + i, j]`` is F_ij. Everything is a plain loop over scalars: nothing
+needs LAPACK, and a result never depends on what is computed beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
+
+from matforge.vacua.geometry import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -37,242 +41,208 @@ NEGLIGIBLE = 1e-44
 """Square of n_q |exp(2 pi i q.z)| below which an instanton is left out (it is below 1e-19 of any derivative)."""
 RADIUS = 0.97
 """The polylogarithm series are summed up to this modulus; nearer to 1 they are as good as divergent."""
+MAX_H12 = 7
+"""Largest number of moduli for which the rows below have room."""
+
+SCALARS, B, A_MATRIX, CONE, KAPPA = 0, 1, 2, 9, 16
+"""Rows of GeometryArrays.real: (K0 / 2, lowest charge, derivatives needed), b, a, inverse cone, kappa (h^2), walls."""
+Z, F1, LI, V, D_W, D_WH, D_V, F2, SECOND, TABLE, F3 = 0, 1, 2, 3, 4, 5, 6, 7, 14, 22, 29
+"""Rows of the complex work array: z, F_i, polylogarithms, Im F_IJ X^J, three gradients, F_ij, F_IJ, powers, F_ijk (h^2)."""
+R, E, E_INV, FRAME = 0, 8, 16, 24
+"""Rows of the real work array: real part of N, E, its inverse, L^T."""
 
 
 class GeometryArrays(NamedTuple):
     """A geometry as the compiled functions take it; ``h`` is h12 and ``m`` the number of charges."""
 
-    kappa: NDArray[np.float64]  # (h, h, h) intersection numbers
-    a_matrix: NDArray[np.float64]  # (h, h)
-    b: NDArray[np.float64]  # (h,) c2 / 24
-    k0: complex  # zeta(3) chi / (2 pi i)^3
-    charges: NDArray[np.int64]  # (m, h)
-    invariants: NDArray[np.float64]  # (m,)
-    inverse_cone: NDArray[np.float64]  # (h, h) Im z = inverse_cone @ t
-    walls: NDArray[np.float64]  # (k, h) walls of the Kaehler cone, w . Im z > 0
-    lowest: int  # smallest entry of the charges, at most 0
-    highest: int  # largest entry of the charges
+    real: NDArray[np.float64]  # (KAPPA + h^2 + walls, width) coefficients, row by row
+    curves: NDArray[np.float64]  # (m, h + 1) charges and, last, the Gopakumar-Vafa invariant
 
 
-def arrays_of(geometry: Geometry) -> GeometryArrays:
-    """Collect the arrays of a geometry for the compiled functions.
+def arrays_of(geometry: Geometry, order: int = 3) -> GeometryArrays:
+    """Collect the numbers of a geometry for the compiled functions.
 
     Parameters
     ----------
     geometry
         A loaded geometry with ``h12`` moduli.
+    order
+        Derivatives of the prepotential that are needed, 2 or 3.
 
-    Returns
-    -------
-    GeometryArrays
-        Contiguous float64 and int64 copies.
+    Raises
+    ------
+    InputError
+        If h12 exceeds `MAX_H12`.
     """
+    h = geometry.h12
+    if h > MAX_H12:
+        raise InputError(f"{geometry.name} has {h} moduli: the compiled search is written for at most {MAX_H12}.")
+    real = np.zeros((KAPPA + h * h + len(geometry.walls), max(h, 4)))
+    lowest = min(geometry.gv_charges.min(initial=0.0), 0.0)
+    real[SCALARS, :4] = geometry.k0.real / 2, geometry.k0.imag / 2, lowest, order
+    real[B, :h] = geometry.b
+    real[A_MATRIX : A_MATRIX + h, :h] = geometry.a_matrix
+    real[CONE : CONE + h, :h] = np.linalg.inv(geometry.cone_coordinates)
+    real[KAPPA : KAPPA + h * h, :h] = geometry.kappa.reshape(h * h, h)
+    real[KAPPA + h * h :, :h] = geometry.walls
+    return GeometryArrays(real, np.column_stack((geometry.gv_charges, geometry.gv_invariants)))
 
-    def real(x: ArrayLike) -> NDArray[np.float64]:
-        return np.array(x, dtype=np.float64, order="C")
 
-    charges = np.array(np.rint(geometry.gv_charges), dtype=np.int64, order="C")
-    return GeometryArrays(
-        real(geometry.kappa),
-        real(geometry.a_matrix),
-        real(geometry.b),
-        complex(geometry.k0),
-        charges,
-        real(geometry.gv_invariants),
-        real(np.linalg.inv(geometry.cone_coordinates)),
-        real(geometry.walls),
-        int(charges.min(initial=0)),
-        int(charges.max(initial=1)),
-    )
+def complex_work(geo: GeometryArrays) -> NDArray[np.complex128]:
+    """Work array of the functions below, wide enough for all powers of exp(2 pi i z) that occur."""
+    h = geo.curves.shape[1] - 1
+    powers = int(geo.curves[:, :h].max(initial=1.0) - geo.real[SCALARS, 2]) + 1
+    return np.zeros((F3 + h * h, max(powers, h + 1, 4)), dtype=np.complex128)
+
+
+def real_work(h12: int) -> NDArray[np.float64]:
+    """Work array of `gauge_factor`."""
+    return np.zeros((FRAME + 2 * h12 + 2, 2 * h12 + 2))
 
 
 @njit(**INNER)
-def polylogarithms(x, li):
-    """Fill li (8,) with real and imaginary parts of Li_3, Li_2, Li_1, Li_0 of x; False unless |x| < RADIUS.
+def polylogarithms(x, work):
+    """Fill work[LI] with Li_3, Li_2, Li_1, Li_0 of x; False unless |x| < RADIUS.
 
     The four series share their powers; they run until the next term is below 1e-17 of the first.
     """
-    re = x.real
-    im = x.imag
-    size = re * re + im * im
+    size = x.real * x.real + x.imag * x.imag
     if not size < RADIUS * RADIUS:
         return False
     for k in range(4):
-        li[2 * k] = re
-        li[2 * k + 1] = im
-    power_re = re
-    power_im = im
+        work[LI, k] = x
+    power = x
     weight = size
     m = 1.0
     while weight > 1e-34:
         m += 1.0
-        new_re = power_re * re - power_im * im
-        power_im = power_re * im + power_im * re
-        power_re = new_re
+        power *= x
         weight *= size
         scale = 1.0
         for k in range(3, -1, -1):
-            li[2 * k] += scale * power_re
-            li[2 * k + 1] += scale * power_im
+            work[LI, k] += scale * power
             scale /= m
     return True
 
 
 @njit(**INNER)
-def derivatives(geo, at, third):
-    """Fill at.f1 = F_i, at.f2 = F_ij and, if ``third``, at.f3 = F_ijk at at.z; return (F, whether the series converge)."""
-    kappa = geo.kappa
-    charges = geo.charges
-    z = at.z
-    f1 = at.f1
-    f2 = at.f2
-    f3 = at.f3
-    table = at.table
-    li = at.li
-    h = z.shape[0]
-    value = 0.5 * geo.k0
+def derivatives(real, curves, work):
+    """Fill F_i, F_ij and, if asked for, F_ijk at z = work[Z]; return (F, whether the series converge)."""
+    h = curves.shape[1] - 1
+    value = complex(real[SCALARS, 0], real[SCALARS, 1])
+    third = real[SCALARS, 3] > 2.0
+    zero = -int(real[SCALARS, 2])
     for i in range(h):
-        value += geo.b[i] * z[i]
-        first = complex(geo.b[i], 0.0)
+        first = complex(real[B, i], 0.0)
+        z = work[Z, i]
+        value += first * z
         for j in range(h):
-            a = complex(geo.a_matrix[i, j], 0.0)
             kz = complex(0.0, 0.0)
             for k in range(h):
-                kz += kappa[i, j, k] * z[k]
-                f3[i, j, k] = -kappa[i, j, k]
-            f2[i, j] = a - kz
-            first += (a - 0.5 * kz) * z[j]
-            value += (0.5 * a - kz * (1.0 / 6.0)) * z[i] * z[j]
-        f1[i] = first
-    low = geo.lowest
-    for i in range(h):
-        size = np.exp(-2.0 * PI * z[i].imag)
-        angle = 2.0 * PI * z[i].real
-        up = complex(size * np.cos(angle), size * np.sin(angle))
-        down = complex(np.cos(angle) / size, -np.sin(angle) / size)
-        table[i, -low] = 1.0
-        for k in range(-low + 1, table.shape[1]):
-            table[i, k] = table[i, k - 1] * up
-        for k in range(-low - 1, -1, -1):
-            table[i, k] = table[i, k + 1] * down
+                kappa = real[KAPPA + i * h + j, k]
+                kz += kappa * work[Z, k]
+                work[F3 + i * h + j, k] = -kappa
+            a = real[A_MATRIX + i, j]
+            work[F2 + i, j] = a - kz
+            first += (a - 0.5 * kz) * work[Z, j]
+            value += (0.5 * a - kz * (1.0 / 6.0)) * z * work[Z, j]
+        work[F1, i] = first
+        log = complex(-2.0 * PI * z.imag, 2.0 * PI * z.real)
+        base = np.exp(log)
+        x = np.exp(-zero * log)
+        for k in range(work.shape[1]):
+            work[TABLE + i, k] = x
+            x *= base
     good = True
-    for q in range(charges.shape[0]):
-        x = table[0, charges[q, 0] - low]
-        for i in range(1, h):
-            x *= table[i, charges[q, i] - low]
-        n = geo.invariants[q]
+    for q in range(curves.shape[0]):
+        n = curves[q, h]
+        x = complex(1.0, 0.0)
+        for i in range(h):
+            x *= work[TABLE + i, int(curves[q, i]) + zero]
         if n * n * (x.real * x.real + x.imag * x.imag) > NEGLIGIBLE:
-            if not polylogarithms(x, li):
-                good = False
-            n3 = n / (8.0 * PI**3)
-            n2 = n / (4.0 * PI**2)
-            n1 = n / (2.0 * PI)
-            value += complex(n3 * li[1], -n3 * li[0])  # -(2 pi i)^-3 n Li_3
+            good = polylogarithms(x, work) and good
+            value -= complex(0.0, n / (8.0 * PI**3)) * work[LI, 0]
             for i in range(h):
-                qi = charges[q, i]
-                f1[i] += complex(qi * n2 * li[2], qi * n2 * li[3])
+                qi = n * curves[q, i]
+                work[F1, i] += (qi / (4.0 * PI**2)) * work[LI, 1]
                 for j in range(h):
-                    qij = qi * charges[q, j] * n1
-                    f2[i, j] += complex(-qij * li[5], qij * li[4])
+                    qij = qi * curves[q, j]
+                    work[F2 + i, j] += complex(0.0, qij / (2.0 * PI)) * work[LI, 2]
                     if third:
-                        qij *= 2.0 * PI
                         for k in range(h):
-                            f3[i, j, k] -= complex(qij * charges[q, k] * li[6], qij * charges[q, k] * li[7])
+                            work[F3 + i * h + j, k] -= qij * curves[q, k] * work[LI, 3]
     return value, good
 
 
 @njit(**INNER)
-def gauge_factor(geo, at, r, e, e_inv):
-    """Real part R of the gauge kinetic matrix at at.z, E with -I = E E^T (lower triangular), and its inverse.
+def gauge_factor(real, curves, work, out):
+    """Fill R, E with -I = E E^T (lower triangular), E^-1 and L^T in ``out``, at z = work[Z].
 
     N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K)(Im F_JL X^L) / (X^K Im F_KL X^L), arXiv:2306.06160 section 2.1, with the
     homogeneous F_IJ, for which F_I = N_IJ X^J. Returns False where -I is not positive definite or the series diverge.
-    r, e and e_inv are (h + 1, h + 1) real.
     """
-    z = at.z
-    f1 = at.f1
-    f2 = at.f2
-    second = at.second
-    h = z.shape[0]
-    value, good = derivatives(geo, at, False)
-    corner = 2.0 * value
+    h = curves.shape[1] - 1
+    p = h + 1
+    value, good = derivatives(real, curves, work)
+    value *= 2.0
     for i in range(h):
-        row = f1[i]
+        first = work[F1, i]
+        row = first
         for j in range(h):
-            row -= f2[i, j] * z[j]
-            second[i + 1, j + 1] = f2[i, j]
-        second[0, i + 1] = row
-        second[i + 1, 0] = row
-        corner -= (f1[i] + row) * z[i]
-    second[0, 0] = corner
+            x = work[F2 + i, j]
+            row -= x * work[Z, j]
+            work[SECOND + 1 + i, 1 + j] = x
+        work[SECOND, 1 + i] = row
+        work[SECOND + 1 + i, 0] = row
+        value -= (first + row) * work[Z, i]
+    work[SECOND, 0] = value
     bottom = complex(0.0, 0.0)
-    for i in range(h + 1):
-        v = complex(second[i, 0].imag, 0.0)
+    for i in range(p):
+        x = complex(work[SECOND + i, 0].imag, 0.0)
         for j in range(h):
-            v += second[i, j + 1].imag * z[j]
-        at.v[i] = v
-        bottom += v * z[i - 1] if i > 0 else v
-    size = bottom.real * bottom.real + bottom.imag * bottom.imag
-    factor = complex(2.0 * bottom.imag / size, 2.0 * bottom.real / size)  # 2 i / bottom
-    for i in range(h + 1):
-        for j in range(i + 1):
-            product = at.v[i] * at.v[j] * factor
-            r[i, j] = second[i, j].real + product.real
-            r[j, i] = r[i, j]
-            e[i, j] = second[i, j].imag - product.imag
-    for i in range(h + 1):
-        for j in range(i + 1):
-            x = e[i, j]
-            for k in range(j):
-                x -= e[i, k] * e[j, k]
+            x += work[SECOND + i, j + 1].imag * work[Z, j]
+        work[V, i] = x
+        bottom += x * work[Z, i - 1] if i > 0 else x
+    bottom = complex(0.0, 2.0) / bottom
+    for i in range(p):
+        for j in range(p):
+            x = work[SECOND + i, j].conjugate() + bottom * work[V, i] * work[V, j]
+            out[R + i, j] = x.real
+            y = -x.imag
+            for k in range(min(i, j)):
+                y -= out[E + i, k] * out[E + j, k]
             if i > j:
-                e[i, j] = x / e[j, j]
-                e[j, i] = 0.0
-                e_inv[j, i] = 0.0
-            elif x > 0.0:
-                e[i, i] = np.sqrt(x)
+                y /= out[E + j, j]
+            elif i == j:
+                good = y > 0.0 and good
+                y = np.sqrt(abs(y))
             else:
-                good = False
-                e[i, i] = 1.0
-        for j in range(i, -1, -1):  # row i of the inverse
-            x = 1.0 if i == j else 0.0
-            for k in range(j, i):
-                x -= e[i, k] * e_inv[k, j]
-            e_inv[i, j] = x / e[i, i]
-    return good
+                y = 0.0
+            out[E + i, j] = y
+    total = 0.0
+    for i in range(p):
+        for j in range(p):
+            y = 1.0 if i == j else 0.0
+            for k in range(i):
+                y -= out[E + i, k] * out[E_INV + k, j]
+            out[E_INV + i, j] = y / out[E + i, i]
+        for j in range(p):
+            y = 0.0
+            for k in range(p):
+                y -= out[E_INV + i, k] * out[R + k, j]
+            total += y
+            out[FRAME + i, j] = out[E_INV + i, j]
+            out[FRAME + i, p + j] = y
+            out[FRAME + p + i, j] = 0.0
+            out[FRAME + p + i, p + j] = out[E + j, i]
+    return good and np.isfinite(total)
 
 
 @njit(**JIT)
-def derivatives_at(geo, at, third):
-    """`derivatives` for callers outside compiled code."""
-    return derivatives(geo, at, third)
-
-
-@njit(**JIT)
-def gauge_factor_at(geo, at, r, e, e_inv):
-    """`gauge_factor` for callers outside compiled code."""
-    return gauge_factor(geo, at, r, e, e_inv)
-
-
-class Point(NamedTuple):
-    """A point z and what the kernels compute there; h = h12, complex128 unless said otherwise."""
-
-    z: NDArray[np.complex128]  # (h,)
-    f1: NDArray[np.complex128]  # (h,)
-    f2: NDArray[np.complex128]  # (h, h)
-    f3: NDArray[np.complex128]  # (h, h, h)
-    table: NDArray[np.complex128]  # (h, powers of exp(2 pi i z))
-    second: NDArray[np.complex128]  # (h + 1, h + 1) homogeneous second derivatives
-    v: NDArray[np.complex128]  # (h + 1,)
-    d: NDArray[np.complex128]  # (3, h) derivatives of W, h^T Sigma Pi, conj(G)^T Sigma Pi
-    li: NDArray[np.float64]  # (8,)
-
-
-def point(geo: GeometryArrays) -> Point:
-    """Empty arrays of a `Point` of a geometry."""
-    h = len(geo.b)
-    shapes = ((h,), (h,), (h, h), (h, h, h), (h, geo.highest - geo.lowest + 1), (h + 1, h + 1), (h + 1,), (3, h))
-    return Point(*(np.zeros(shape, dtype=np.complex128) for shape in shapes), np.zeros(8))
+def evaluate_at(real, curves, work, out):
+    """For callers outside compiled code: F, whether the series converge, and whether -Im N is positive definite."""
+    value, converges = derivatives(real, curves, work)
+    return value, converges, gauge_factor(real, curves, work, out)
 
 
 def prepotential(
@@ -298,12 +268,14 @@ def prepotential(
         If the instanton series does not converge at this point.
     """
     geo = arrays_of(geometry)
-    at = point(geo)
-    at.z[:] = moduli
-    value, good = derivatives_at(geo, at, True)
-    if not good:
+    h = geometry.h12
+    work = complex_work(geo)
+    work[Z, :h] = moduli
+    value, converges, _ = evaluate_at(*geo, work, real_work(h))
+    if not converges:
         raise ValueError(f"the instanton series of {geometry.name} does not converge at z = {list(np.ravel(moduli))}")
-    return value, at.f1, at.f2, at.f3
+    f3 = work[F3 : F3 + h * h, :h].reshape(h, h, h)
+    return value, work[F1, :h].copy(), work[F2 : F2 + h, :h].copy(), f3.copy()
 
 
 def periods(geometry: Geometry, moduli: ArrayLike) -> NDArray[np.complex128]:
@@ -321,14 +293,14 @@ def gauge_kinetic(geometry: Geometry, moduli: ArrayLike) -> NDArray[np.complex12
     ValueError
         If the series diverges there or Im N is not negative definite.
     """
-    geo = arrays_of(geometry)
-    p = len(geo.b) + 1
-    r, e, e_inv = np.zeros((3, p, p))
-    at = point(geo)
-    at.z[:] = moduli
-    if not gauge_factor_at(geo, at, r, e, e_inv):
-        raise ValueError(f"no positive gauge kinetic matrix of {geometry.name} at z = {list(at.z)}")
-    return r - 1j * e @ e.T
+    geo = arrays_of(geometry, 2)
+    p = geometry.h12 + 1
+    work, out = complex_work(geo), real_work(geometry.h12)
+    work[Z, : p - 1] = moduli
+    if not evaluate_at(*geo, work, out)[2]:
+        raise ValueError(f"no positive gauge kinetic matrix of {geometry.name} at z = {list(np.ravel(moduli))}")
+    e = out[E : E + p, :p]
+    return out[R : R + p, :p] - 1j * e @ e.T
 
 
 def isd_matrix(geometry: Geometry, moduli: ArrayLike) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Newton's method on ``D_I W = 0``: one interface to the compiled (CPU) and the JAX (GPU, reference) solver."""
+"""Newton's method on ``D_I W = 0``: one interface to the compiled and the JAX solver."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def solve(
     """Solve ``D_I W = 0`` for given flux quanta from given starts.
 
     The unknowns (z, tau) are changed by full Newton steps on the 2(h+1) real equations
-    ``(D_i W, (f - tau h)^T Sigma conj(Pi)) = 0`` with analytic derivatives, the steps capped. A solve ends when its
-    residual falls below ``tolerance``, or, near a solution, when a step no longer reduces it; one that leaves the
-    Kähler cone or the upper half plane, or stops being finite, is not converged. It never raises.
+    ``(D_i W, (f - tau h)^T Sigma conj(Pi)) = 0`` with analytic derivatives, the steps capped. A solve ends
+    when its residual falls below ``tolerance``, or, near a solution, when a step no longer reduces it; one
+    that leaves the Kähler cone or the upper half plane, or stops being finite, is not converged. It never
+    raises.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def solve(
 def checked_starts(
     geometry: Geometry, fluxes: ArrayLike, moduli: ArrayLike, tau: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.complex128], NDArray[np.complex128]]:
-    """The starts as contiguous arrays int64 (B, 4h+4), complex (B, h) and complex (B,), or an `InputError`."""
+    """The starts as contiguous int64 (B, 4h+4), complex (B, h), complex (B,) arrays, or an `InputError`."""
     h = geometry.h12
     f = np.asarray(fluxes)
     if f.dtype.kind not in "iu":

@@ -1,20 +1,21 @@
-"""Newton's method for flux vacua in JAX, batched: the solver for GPUs, and the reference for the compiled one.
+"""Newton's method for flux vacua in JAX: the solver for GPUs, and the reference for the compiled one.
 
-The unknowns are ``x = (z, tau)``. The equations ``E = (D_i W, G)`` with ``G = (f - tau h)^T Sigma conj(Pi)``, which is
-``D_tau W`` up to a factor, are not holomorphic: with ``P = dE/dx`` and ``Q = dE/d(conj x)`` a step solves
-``P dx + Q conj(dx) = -E`` as 2(h+1) real equations. The derivatives (arXiv:2306.06160, section 2) are
+The unknowns are ``x = (z, tau)``. The equations ``E = (D_i W, G)`` with ``G = (f - tau h)^T Sigma conj(Pi)``,
+which is ``D_tau W`` up to a factor, are not holomorphic: with ``P = dE/dx`` and ``Q = dE/d(conj x)`` a step
+solves ``P dx + Q conj(dx) = -E`` as 2(h+1) real equations. The derivatives (arXiv:2306.06160, section 2) are
 
-* ``d_j D_i W = W_ij + K_ij W + K_i W_j``, ``d_jbar D_i W = K_ijbar W``, ``d_tau D_i W = -(h^T Sigma Pi_i + K_i h^T Sigma Pi)``;
+* ``d_j D_i W = W_ij + K_ij W + K_i W_j``, ``d_jbar D_i W = K_ijbar W``,
+  ``d_tau D_i W = -(h^T Sigma Pi_i + K_i h^T Sigma Pi)``;
 * ``d_jbar G = (f - tau h)^T Sigma conj(Pi_j)``, ``d_tau G = -h^T Sigma conj(Pi)``.
 
-Batches are cut into chunks of one fixed shape, so that only one program is compiled a geometry and device, and
-a row's result does not depend on the rows beside it.
+Batches are cut into chunks of one fixed shape, so that only one program is compiled a geometry and device,
+and a row's result does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def _local(model: sg.Model, z: Array, tau: Array, fluxes: Array) -> _Local:
 
 
 def _solve_real(matrix: Array, right: Array) -> Array:
-    """Gauss-Jordan elimination with partial pivoting, unrolled: for 4 to 10 unknowns far quicker than LAPACK calls."""
+    """Gauss-Jordan elimination with pivoting, unrolled: for so few unknowns quicker than calls of LAPACK."""
     n = matrix.shape[0]
     rows = jnp.concatenate([matrix, right[:, None]], axis=1)
     index = jnp.arange(n)
@@ -108,7 +109,9 @@ def _step(local: _Local, tau: Array) -> tuple[Array, Array]:
     return dx[:-1], dx[-1]
 
 
-def _solve_one(model: sg.Model, fluxes: Array, z: Array, tau: Array, max_iterations: Array, tolerance: Array) -> _State:
+def _solve_one(
+    model: sg.Model, fluxes: Array, z: Array, tau: Array, max_iterations: Array, tolerance: Array
+) -> _State:
     infinite = jnp.full((), jnp.inf)
     start = _State(z, tau, z, tau, infinite, infinite, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
@@ -159,23 +162,25 @@ def solve(
     """Solve ``D_I W = 0``; arguments and result are those of `matforge.vacua.newton.solve`."""
     f, z, t = checked_starts(geometry, fluxes, moduli, tau)
     chunk = CHUNK if jax.default_backend() == "cpu" else CHUNK_GPU
-    model, parts = _model(geometry), []
+    model, parts = _model(geometry), list[_State]()
     for first in range(0, len(f), chunk):
         pick = np.minimum(np.arange(first, first + chunk), len(f) - 1)  # the last row fills up the last chunk
-        parts.append(_solve_chunk(model, f[pick].astype(np.float64), z[pick], t[pick], max_iterations, tolerance))
-    state = _State(*(_joined(part, len(f)) for part in zip(*parts, strict=True))) if parts else None
-    if state is None:
+        parts.append(
+            _solve_chunk(model, f[pick].astype(np.float64), z[pick], t[pick], max_iterations, tolerance)
+        )
+    if not parts:
         none = np.zeros(0)
         return NewtonResult(z, t, none, none.astype(np.int32), none.astype(bool), none)
+
+    def joined(field: str) -> Any:
+        return np.concatenate([np.asarray(getattr(part, field)) for part in parts])[: len(f)]
+
+    residual = joined("residual")
     return NewtonResult(
-        moduli=state.best_z,
-        tau=state.best_tau,
-        residual=state.residual,
-        n_iterations=state.steps,
-        converged=state.residual < max(tolerance, ACCEPTED),
-        w0_abs=state.w0_abs,
+        moduli=joined("best_z"),
+        tau=joined("best_tau"),
+        residual=residual,
+        n_iterations=joined("steps"),
+        converged=residual < max(tolerance, ACCEPTED),
+        w0_abs=joined("w0_abs"),
     )
-
-
-def _joined(parts: tuple[Array, ...], rows: int) -> np.ndarray:
-    return np.concatenate([np.asarray(part) for part in parts])[:rows]

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
-from matforge.vacua.kernels import INNER, JIT, PI, arrays_of, derivatives, point
+from matforge.vacua.kernels import (
+    D_V, D_W, D_WH, F1, F2, F3, INNER, JIT, KAPPA, PI, V, Z, arrays_of, complex_work, derivatives,
+)  # fmt: skip
 from matforge.vacua.newton import NewtonResult, checked_starts
 
 if TYPE_CHECKING:
@@ -33,105 +35,98 @@ ACCEPTED = 1e-12
 
 
 @njit(**INNER)
-def evaluate(geo, at, tau, fluxes, row, system, value):
-    """Fill the real system of 2 (h + 1) equations, right-hand side last, at (at.z, tau); False outside the cone.
-
-    value[0] = residual, value[1] = |W0|.
-    """
-    z = at.z
-    f1 = at.f1
-    f2 = at.f2
-    f3 = at.f3
-    h = z.shape[0]
-    p = h + 1
-    if not tau.imag > 0.0:
-        return False
-    for k in range(geo.walls.shape[0]):
-        inside = 0.0
-        for i in range(h):
-            inside += geo.walls[k, i] * z[i].imag
-        if not inside > 0.0:
-            return False
-    big_f, good = derivatives(geo, at, True)
-    if not good:
-        return False
-    f0 = 2.0 * big_f
-    for i in range(h):
-        f0 -= z[i] * f1[i]
-    # w = G^T Sigma Pi, wh = h^T Sigma Pi, v = conj of G^T Sigma conj(Pi) = conj(G)^T Sigma Pi, y = exp(-K_cs)
-    w = complex(0.0, 0.0)
-    wh = complex(0.0, 0.0)
-    y = 0.0
-    for i in range(p):
-        x = z[i - 1] if i > 0 else complex(1.0, 0.0)
-        big = f1[i - 1] if i > 0 else f0
-        w += fluxes[row, i] * x - fluxes[row, p + i] * big
-        wh += fluxes[row, 2 * p + i] * x - fluxes[row, 3 * p + i] * big
-        y -= 2.0 * (big.imag * x.real - big.real * x.imag)
-    v = w - tau.conjugate() * wh
-    w -= tau * wh
-    if not y > 0.0:
-        return False
-    total = abs(v) / (2.0 * tau.imag)
-    for i in range(h):
-        k_i = complex(2.0 * f1[i].imag, 0.0)
-        for k in range(h):
-            k_i -= 2.0 * z[k].imag * f2[i, k]
-        at.v[i] = k_i / y
-    tau_bar = tau.conjugate()
-    for i in range(h):
-        # first derivatives of w, wh and v along z^i
-        a = complex(0.0, 0.0)
-        b = complex(0.0, 0.0)
-        for side in range(2):
-            at_flux = 2 * side * p
-            g = fluxes[row, at_flux + 1 + i] - fluxes[row, at_flux + p] * f1[i]
-            for k in range(h):
-                g += (fluxes[row, at_flux + p] * z[k] - fluxes[row, at_flux + p + 1 + k]) * f2[k, i]
-            if side == 0:
-                a = g
-            else:
-                b = g
-        at.d[0, i] = a - tau * b
-        at.d[1, i] = b
-        at.d[2, i] = a - tau_bar * b
-    for i in range(h):
-        k_i = at.v[i]
-        e = at.d[0, i] + k_i * w
-        total += abs(e)
-        tau_slope = -(at.d[1, i] + k_i * wh)
-        zero = complex(0.0, 0.0)
-        put(system, i, h, tau_slope, zero, e)
-        for j in range(h):
-            w_ij = zero
-            k_ij = zero
-            for k in range(h):
-                g = (fluxes[row, p] - tau * fluxes[row, 3 * p]) * z[k]
-                g -= fluxes[row, p + 1 + k] - tau * fluxes[row, 3 * p + 1 + k]
-                w_ij += g * f3[i, j, k]
-                k_ij -= 2.0 * z[k].imag * f3[i, j, k]
-            k_ij = k_i * at.v[j] + k_ij / y
-            k_bar = k_i * at.v[j].conjugate() + 2.0 * f2[i, j].imag / y
-            put(system, i, j, w_ij + k_ij * w + k_i * at.d[0, j], k_bar * w, e)
-            if i == 0:
-                put(system, h, j, zero, at.d[2, j].conjugate(), v.conjugate())
-    put(system, h, h, -wh.conjugate(), complex(0.0, 0.0), v.conjugate())
-    factor = np.sqrt(1.0 / (PI * tau.imag * y))  # sqrt(2 / pi) e^(K / 2) with e^-K = 2 s Y
-    value[0] = factor * total
-    value[1] = factor * abs(w)
-    return value[0] < np.inf
-
-
-@njit(**INNER)
 def put(system, i, j, slope, slope_bar, right):
     """Equation i = slope dx_j + slope_bar conj(dx_j) + ...: its two real rows, the columns Re and Im of x_j, and minus the value."""
-    last = system.shape[0]
+    last = system.shape[1] - 1
     system[2 * i, 2 * j] = slope.real + slope_bar.real
     system[2 * i, 2 * j + 1] = slope_bar.imag - slope.imag
     system[2 * i + 1, 2 * j] = slope.imag + slope_bar.imag
     system[2 * i + 1, 2 * j + 1] = slope.real - slope_bar.real
     system[2 * i, last] = -right.real
     system[2 * i + 1, last] = -right.imag
+
+
+@njit(**INNER)
+def equations(real, curves, work, tau, fluxes, row, system):
+    """Fill the real system of 2 (h + 1) equations, right-hand side last, at (work[Z], tau); returns (residual, |W_0|).
+
+    The residual is infinite outside the cone.
+    """
+    h = curves.shape[1] - 1
+    p = h + 1
+    inside = tau.imag > 0.0
+    for k in range(KAPPA + h * h, real.shape[0]):
+        area = 0.0
+        for i in range(h):
+            area += real[k, i] * work[Z, i].imag
+        inside = area > 0.0 and inside
+    if not inside:
+        return np.inf, np.inf
+    big, converges = derivatives(real, curves, work)
+    big *= 2.0
+    for i in range(h):
+        big -= work[Z, i] * work[F1, i]
+    # w = f^T Sigma Pi, wh = h^T Sigma Pi, y = exp(-K_cs)
+    w = complex(0.0, 0.0)
+    wh = complex(0.0, 0.0)
+    y = 0.0
+    x = complex(1.0, 0.0)
+    for i in range(p):
+        w += fluxes[row, i] * x - fluxes[row, p + i] * big
+        wh += fluxes[row, 2 * p + i] * x - fluxes[row, 3 * p + i] * big
+        y += 2.0 * (big.real * x.imag - big.imag * x.real)
+        if i < h:
+            x = work[Z, i]
+            big = work[F1, i]
+    if not (y > 0.0 and converges):
+        return np.inf, np.inf
+    tau_bar = tau.conjugate()
+    v = w - tau_bar * wh
+    w -= tau * wh
+    total = abs(v) / (2.0 * tau.imag)
+    v = v.conjugate()
+    for i in range(h):
+        g = fluxes[row, 1 + i] - fluxes[row, p] * work[F1, i]
+        gh = fluxes[row, 2 * p + 1 + i] - fluxes[row, 3 * p] * work[F1, i]
+        k_i = complex(2.0 * work[F1, i].imag, 0.0)
+        for k in range(h):
+            z = work[Z, k]
+            x = work[F2 + k, i]
+            g += (fluxes[row, p] * z - fluxes[row, p + 1 + k]) * x
+            gh += (fluxes[row, 3 * p] * z - fluxes[row, 3 * p + 1 + k]) * x
+            k_i -= 2.0 * z.imag * x
+        work[V, i] = k_i / y
+        work[D_W, i] = g - tau * gh
+        work[D_WH, i] = gh
+        work[D_V, i] = (g - tau_bar * gh).conjugate()
+    none = complex(0.0, 0.0)
+    for i in range(p):
+        k_i = work[V, i] if i < h else none
+        e = work[D_W, i] + k_i * w if i < h else v
+        total += abs(e) if i < h else 0.0
+        for j in range(p):
+            if i == h:
+                slope = none if j < h else -wh.conjugate()
+                slope_bar = work[D_V, j] if j < h else none
+            elif j == h:
+                slope = -(work[D_WH, i] + k_i * wh)
+                slope_bar = none
+            else:
+                slope = k_i * work[D_W, j]
+                k_ij = k_i * work[V, j]
+                for k in range(h):
+                    z = work[Z, k]
+                    g = fluxes[row, p] * z - fluxes[row, p + 1 + k]
+                    g -= tau * (fluxes[row, 3 * p] * z - fluxes[row, 3 * p + 1 + k])
+                    x = work[F3 + i * h + j, k]
+                    slope += g * x
+                    k_ij -= (2.0 * z.imag / y) * x
+                slope += k_ij * w
+                slope_bar = (k_i * work[V, j].conjugate() + 2.0 * work[F2 + i, j].imag / y) * w
+            put(system, i, j, slope, slope_bar, e)
+    factor = np.sqrt(1.0 / (PI * tau.imag * y))  # sqrt(2 / pi) e^(K / 2) with e^-K = 2 s Y
+    total *= factor
+    return total if total < np.inf else np.inf, factor * abs(w)
 
 
 @njit(**INNER)
@@ -147,59 +142,57 @@ def eliminate(system):
         if not abs(pivot) > 1e-300:
             return False
         for c in range(k, m + 1):
-            swap = system[best, c]
+            x = system[best, c] / pivot
             system[best, c] = system[k, c]
-            system[k, c] = swap
-        for r in range(k + 1, m):
-            times = system[r, k] / pivot
-            if times != 0.0:
+            system[k, c] = x
+        for r in range(m):
+            times = system[r, k]
+            if r != k:
                 for c in range(k + 1, m + 1):
                     system[r, c] -= times * system[k, c]
-    for k in range(m - 1, -1, -1):
-        x = system[k, m]
-        for c in range(k + 1, m):
-            x -= system[k, c] * system[c, m]
-        system[k, m] = x / system[k, k]
     return True
 
 
-@njit(**INNER)
-def advance(system, at, tau):
-    """Move at.z by the solution of the system, shortened to LARGEST_STEP; returns the new tau."""
-    h = at.z.shape[0]
-    last = 2 * h + 2
-    size = np.hypot(system[2 * h, last], system[2 * h + 1, last]) / tau.imag
-    for i in range(h):
-        size = max(size, np.hypot(system[2 * i, last], system[2 * i + 1, last]))
-    shrink = min(1.0, LARGEST_STEP / size) if size > 0.0 else 1.0
-    for i in range(h):
-        at.z[i] += complex(shrink * system[2 * i, last], shrink * system[2 * i + 1, last])
-    return tau + complex(shrink * system[2 * h, last], shrink * system[2 * h + 1, last])
-
-
 @njit(**JIT)
-def iterate(geo, at, fluxes, moduli, tau, most, tolerance, system, value, residual, count, w0):
-    """Newton's method row by row; moduli and tau become the best iterates. A row depends on nothing but itself."""
-    h = at.z.shape[0]
+def iterate(real, curves, work, fluxes, moduli, tau, most, tolerance, system, result, count):
+    """Newton's method row by row; moduli and tau become the best iterates, result[row] its residual and |W_0|.
+
+    A row depends on nothing but itself.
+    """
+    h = moduli.shape[1]
+    last = 2 * h + 2
     for row in range(fluxes.shape[0]):
         for i in range(h):
-            at.z[i] = moduli[row, i]
+            work[Z, i] = moduli[row, i]
         here = tau[row]
+        best = np.inf
+        result[row, 0] = np.inf
+        result[row, 1] = np.inf
         step = 0
-        residual[row] = np.inf
-        w0[row] = np.inf
-        while evaluate(geo, at, here, fluxes, row, system, value):
-            if value[0] < residual[row]:
-                residual[row] = value[0]
-                w0[row] = value[1]
+        while True:
+            residual, w0 = equations(real, curves, work, here, fluxes, row, system)
+            if residual < best:
+                best = residual
+                result[row, 0] = residual
+                result[row, 1] = w0
                 tau[row] = here
                 for i in range(h):
-                    moduli[row, i] = at.z[i]
-            elif residual[row] < NEAR:
+                    moduli[row, i] = work[Z, i]
+            elif best < NEAR:
                 break
-            if residual[row] < tolerance or step >= most or not eliminate(system):
+            if not (residual < np.inf) or best < tolerance or step >= most or not eliminate(system):
                 break
-            here = advance(system, at, here)
+            size = LARGEST_STEP
+            for i in range(h + 1):
+                x = np.hypot(system[2 * i, last], system[2 * i + 1, last])
+                size = max(size, x if i < h else x / here.imag)
+            size = LARGEST_STEP / size
+            for i in range(h + 1):
+                x = complex(size * system[2 * i, last], size * system[2 * i + 1, last])
+                if i < h:
+                    work[Z, i] += x
+                else:
+                    here += x
             step += 1
         count[row] = step
 
@@ -218,10 +211,14 @@ def solve(
     z, t = z.copy(), t.copy()
     rows, h = z.shape
     geo = arrays_of(geometry)
-    residual, w0 = np.empty(rows), np.empty(rows)
-    count = np.empty(rows, dtype=np.int32)
+    result = np.empty((rows, 2))
+    count = np.empty(rows, dtype=np.int64)
+    system = np.empty((2 * h + 2, 2 * h + 3))
     iterate(
-        geo, point(geo), vectors.astype(np.float64), z, t, int(max_iterations), float(tolerance),
-        np.empty((2 * h + 2, 2 * h + 3)), np.empty(2), residual, count, w0,
+        *geo, complex_work(geo), vectors.astype(np.float64), z, t, int(max_iterations), float(tolerance), system,
+        result, count,
     )  # fmt: skip
-    return NewtonResult(z, t, residual, count, residual < max(tolerance, ACCEPTED), w0)
+    residual = result[:, 0].copy()
+    return NewtonResult(
+        z, t, residual, count.astype(np.int32), residual < max(tolerance, ACCEPTED), result[:, 1].copy()
+    )

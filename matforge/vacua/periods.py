@@ -1,23 +1,24 @@
 """Special geometry near large complex structure in JAX: prepotential, periods, metrics, potential, masses.
 
-Every function is pure and takes one point, ``(model, z)`` or ``(model, z, tau, fluxes)``; `batched` turns it into a
-compiled function of many points. ``h`` is h12; ``z`` is (h,) complex, ``tau`` complex, and ``fluxes`` the 4h+4
-integers ``[f | h]``. Formulas and signs are those of arXiv:2306.06160, section 2:
+Every function is pure and takes one point, ``(model, z)`` or ``(model, z, tau, fluxes)``; `batched` turns it
+into a compiled function of many points. ``h`` is h12; ``z`` is (h,) complex, ``tau`` complex, and ``fluxes``
+the 4h+4 integers ``[f | h]``. Formulas and signs are those of arXiv:2306.06160, section 2:
 
 * ``F = -kappa_ijk z^i z^j z^k / 6 + a_ij z^i z^j / 2 + b_i z^i + K0 / 2 + F_inst``,
   ``F_inst = -(2 pi i)^-3 sum_q n_q Li_3(exp(2 pi i q.z))`` with *integer* Gopakumar-Vafa invariants ``n_q``;
 * ``Pi = (F_0, F_i, 1, z^i)``, ``F_0 = 2 F - z^i F_i``; ``Sigma = [[0, 1], [-1, 0]]`` in blocks of h+1;
 * ``K_cs = -log(-i Pi^dagger Sigma Pi)`` and ``K = K_cs - log(-i (tau - conj tau))``;
-* ``W = (f - tau h)^T Sigma Pi``, ``N_flux = f^T Sigma h``, ``V = exp(K) K^IJbar D_I W conj(D_J W)`` over (z, tau).
+* ``W = (f - tau h)^T Sigma Pi``, ``N_flux = f^T Sigma h``,
+  ``V = exp(K) K^IJbar D_I W conj(D_J W)`` over (z, tau).
 
-Importing this module switches JAX to 64-bit numbers (``jax_enable_x64``) for the whole process: in single precision
-neither the periods nor Newton's method mean anything here.
+Importing this module switches JAX to 64-bit numbers (``jax_enable_x64``) for the whole process: in single
+precision neither the periods nor Newton's method mean anything here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -90,8 +91,11 @@ def model_of(geometry: Geometry) -> Model:
     )
 
 
+@lru_cache(maxsize=128)
 def batched(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function(model, *point)`` compiled for many points: every argument but the model has a leading batch axis.
+    """``function(model, *point)`` compiled for many points: all arguments but the model have a batch axis.
+
+    The same function gives the same compiled one, so that it may be asked for where it is used.
 
     Examples
     --------
@@ -111,8 +115,8 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
 def polylog(order: int, w: Array) -> Array:
     """``Li_order(w) = sum_k w^k / k^order`` for order 0 to 3 and complex ``w`` of any shape.
 
-    Orders 0 and 1 are closed forms; 2 and 3 are summed by Horner's rule, to rounding for ``|w| <= 1/2`` (that is
-    ``q . Im z >= 0.11``); nearer to 1 the error grows like ``|w|^SERIES_TERMS``. Derivatives are taken as
+    Orders 0 and 1 are closed forms; 2 and 3 are summed by Horner's rule, to rounding for ``|w| <= 1/2`` (that
+    is ``q . Im z >= 0.11``); nearer to 1 the error grows like ``|w|^SERIES_TERMS``. Derivatives are taken as
     ``w Li_n'(w) = Li_(n-1)(w)``, not term by term.
     """
     if order == 0:
@@ -121,9 +125,16 @@ def polylog(order: int, w: Array) -> Array:
         # log1p keeps small |w| exact: |1 - w|^2 = 1 + (|w|^2 - 2 Re w)
         size = w.real**2 + w.imag**2
         return -(0.5 * jnp.log1p(size - 2 * w.real) + 1j * jnp.arctan2(-w.imag, 1 - w.real))
-    return jax.lax.fori_loop(  # not unrolled: it compiles sooner, and runs no slower
-        0, SERIES_TERMS, lambda k, total: w * (total + (SERIES_TERMS - k * 1.0) ** -order), jnp.zeros_like(w)
-    )
+    return _series(order, w)
+
+
+@partial(jax.jit, static_argnums=0)
+def _series(order: int, w: Array) -> Array:
+    def horner(k: Array, total: Array) -> Array:
+        return w * (total + (SERIES_TERMS - k * 1.0) ** -order)
+
+    # not unrolled: the loop compiles sooner, and runs no slower
+    return jax.lax.fori_loop(0, SERIES_TERMS, horner, jnp.zeros_like(w))
 
 
 @polylog.defjvp
@@ -132,7 +143,8 @@ def _polylog_jvp(order: int, primals: tuple[Array], tangents: tuple[Array]) -> t
     if order == 0:
         slope = 1 / (1 - w) ** 2
     else:
-        slope = jnp.where(w == 0, 1.0, polylog(order - 1, w) / jnp.where(w == 0, 1.0, w))  # w underflows far inside
+        safe = jnp.where(w == 0, 1.0, w)  # w underflows far inside the cone
+        slope = jnp.where(w == 0, 1.0, polylog(order - 1, w) / safe)
     return polylog(order, w), slope * dw
 
 
@@ -214,7 +226,7 @@ def mirror_volume(model: Model, z: Array) -> Array:
 
 
 class _Kahler(NamedTuple):
-    """Derivatives of K_cs by z; ``i`` is a holomorphic index, the second of ``metric`` an antiholomorphic one."""
+    """Derivatives of K_cs by z; the second index of ``metric`` is the antiholomorphic one."""
 
     volume: Array
     k_i: Array
@@ -253,8 +265,9 @@ def kahler_metric(model: Model, z: Array, tau: Array) -> Array:
 def gauge_kinetic_matrix(model: Model, z: Array) -> Array:
     """``N_IJ`` with ``F_I = N_IJ X^J`` and ``conj(D_k F_I) = N_IJ conj(D_k X^J)``, symmetric, (h+1, h+1).
 
-    ``N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K) (Im F_JL X^L) / (X^M Im F_MN X^N)`` with the second derivatives of the
-    homogeneous prepotential ``(X^0)^2 F(X / X^0)`` (hep-th/9605032, section 4); ``Im N`` is negative definite.
+    ``N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K) (Im F_JL X^L) / (X^M Im F_MN X^N)`` with the second derivatives of
+    the homogeneous prepotential ``(X^0)^2 F(X / X^0)`` (hep-th/9605032, section 4); ``Im N`` is negative
+    definite.
     """
     f, f1, f2, _ = prepotential_derivatives(model, z)
     f0i = f1 - f2 @ z
@@ -348,10 +361,10 @@ def mass_matrix(model: Model, z: Array, tau: Array, fluxes: Array) -> Array:
 
         ``V_IJbar = exp(K) (Z_IK K^KLbar conj(Z_JL) + K_IJbar |W|^2)``, ``V_IJ = 2 exp(K) conj(W) Z_IJ``.
 
-    A vielbein ``K_IJbar = E E^dagger`` brings the kinetic terms to the canonical ``d phi d conj(phi)``; the matrix
-    is ``[[V_abbar, V_ab], [conj V_ab, conj V_abbar]]`` in that frame, and its eigenvalues are the squared masses. With
-    the singular values ``x`` of Z in that frame these are ``exp(K) (x +- |W|)^2``: none is negative. The units are
-    those of `scalar_potential`. Away from a vacuum the matrix has no meaning.
+    A vielbein ``K_IJbar = E E^dagger`` brings the kinetic terms to the canonical ``d phi d conj(phi)``; the
+    matrix is ``[[V_abbar, V_ab], [conj V_ab, conj V_abbar]]`` in that frame, and its eigenvalues are the
+    squared masses. With the singular values ``x`` of Z in that frame these are ``exp(K) (x +- |W|)^2``: none
+    is negative. The units are those of `scalar_potential`. Away from a vacuum the matrix has no meaning.
     """
     f, h_fluxes = _halves(fluxes)
     h = z.shape[0]
@@ -362,7 +375,7 @@ def mass_matrix(model: Model, z: Array, tau: Array, fluxes: Array) -> Array:
     w_i = _sigma(jets[1]) @ bra
     z_ij = _sigma(jets[2]) @ bra + kahler.k_ij * w + jnp.outer(kahler.k_i, w_i)
     z_it = -(_sigma(jets[1]) @ h_fluxes + kahler.k_i * (h_fluxes @ _sigma(jets[0])))
-    # D_j D_i W = d_j (D_i W) at a vacuum, where what multiplies D_k W vanishes; symmetric there, W_j being -K_j W
+    # D_j D_i W = d_j (D_i W) at a vacuum, as D_k W = 0; and it is symmetric, W_j being -K_j W
     zz = jnp.zeros((h + 1, h + 1), dtype=jnp.complex128)
     zz = zz.at[:h, :h].set((z_ij + z_ij.T) / 2).at[:h, h].set(z_it).at[h, :h].set(z_it)
     frame = jnp.linalg.inv(jnp.linalg.cholesky(kahler_metric(model, z, tau)))
@@ -374,5 +387,5 @@ def mass_matrix(model: Model, z: Array, tau: Array, fluxes: Array) -> Array:
 
 
 def masses_squared(model: Model, z: Array, tau: Array, fluxes: Array) -> Array:
-    """Squared masses of the 2h+2 real fields (z, tau) at a vacuum, ascending, in the units of V; see `mass_matrix`."""
+    """Squared masses of the 2h+2 real fields (z, tau) at a vacuum, ascending; see `mass_matrix`."""
     return jnp.linalg.eigvalsh(mass_matrix(model, z, tau, fluxes))

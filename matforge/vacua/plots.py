@@ -40,8 +40,8 @@ def plot_vacua(table: pa.Table, path: str | Path, title: str) -> None:
     Parameters
     ----------
     table
-        Columns ``moduli_re``, ``moduli_im`` (lists of h12 numbers), ``tau_re``, ``tau_im``, ``n_flux``, ``W0_abs``; one
-        row a vacuum modulo sign. An empty table gives a figure that says so.
+        Columns ``moduli_re``, ``moduli_im`` (lists of h12 numbers), ``tau_re``, ``tau_im``, ``n_flux``,
+        ``W0_abs``; one row a vacuum modulo sign. An empty table gives a figure that says so.
     path
         Where to write; the ending says the format (png, pdf, svg).
     title
@@ -76,13 +76,15 @@ def plot_vacua(table: pa.Table, path: str | Path, title: str) -> None:
 
 
 def plot_file(parquet: str | Path, out: str | Path, title: str | None = None) -> None:
-    """Draw the vacua of a parquet file; the title is by default the geometry's name in it, or the file's name."""
+    """Draw the vacua of a parquet file; its title is by default the name of the geometry, or of the file."""
     import pyarrow.parquet as pq
 
     try:
         table = pq.read_table(parquet)
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise InputError(f"{parquet}: cannot be read as parquet: give the path of a file of vacua.") from error
+        raise InputError(
+            f"{parquet}: cannot be read as parquet: give the path of a file of vacua."
+        ) from error
     if title is None:
         stored = (table.schema.metadata or {}).get(b"geometry", b"").decode()
         title = stored if stored and not stored.startswith("{") else Path(parquet).stem
@@ -162,7 +164,9 @@ def _tau_plane(axes: Axes, columns: _Columns, style: dict[str, Any]) -> None:
         from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator([v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500) if v < highest]))
+        axes.yaxis.set_major_locator(
+            FixedLocator([v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500) if v < highest])
+        )
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xlim(-0.54, 0.54)
@@ -171,19 +175,23 @@ def _tau_plane(axes: Axes, columns: _Columns, style: dict[str, Any]) -> None:
 
 
 def _tadpole_counts(axes: Axes, n_flux: NDArray[np.int64]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     values, counts = np.unique(n_flux, return_counts=True)
     axes.bar(values, counts, width=0.8, color=_BAR)
     axes.set_yscale("log")
     axes.set_ylim(0.6, max(1.6 * counts.max(), 12))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlim(values.min() - 1.2, values.max() + 1.2)
     _label(axes, r"$N_{\mathrm{flux}}$", "vacua")
 
 
 def _superpotential_counts(axes: Axes, w0_abs: NDArray[np.float64]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     bins = int(np.clip(2 * np.sqrt(len(w0_abs)), 5, 80))
     axes.hist(w0_abs, bins=bins, range=(0.0, 1.02 * float(w0_abs.max()) + 1e-12), color=_BAR)
     axes.axvline(float(w0_abs.min()), color=_DARK, linewidth=0.8, linestyle=":")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"smallest $|W_0| = {w0_abs.min():.4g}$", loc="right", color=_DARK, size=9)
     _label(axes, r"$|W_0|$", "vacua")

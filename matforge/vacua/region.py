@@ -1,22 +1,21 @@
 """The box that is searched, and the presets with their published or exhausted counts.
 
 A region is given in the coordinates ``t = T Im z`` of the Kähler cone (`Geometry.cone_coordinates`; for most
-bundled geometries ``t = Im z``), a range of ``s = Im tau``, and a bound on ``N_flux``. Re z and Re tau always cover
-their fundamental domain, whose lowest point is ``s = sqrt(3) / 2``.
+bundled geometries ``t = Im z``), a range of ``s = Im tau``, and a bound on ``N_flux``. Re z and Re tau always
+cover their fundamental domain, whose lowest point is ``s = sqrt(3) / 2``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from matforge.vacua import cone
 from matforge.vacua.geometry import Geometry
 from matforge.vacua.inputs import InputError, exact_integer, nearest
 
@@ -25,7 +24,7 @@ __all__ = ["PRESETS", "S_LOWEST", "Preset", "Region", "instanton_ratio", "preset
 S_LOWEST = math.sqrt(3.0) / 2.0
 """Lowest Im tau of the fundamental domain of SL(2, Z), reached at tau = exp(i pi / 3)."""
 _SPELLED = 5e-4
-"""A lower end of s this little below `S_LOWEST` is its decimal spelling (0.866), and is taken as `S_LOWEST`."""
+"""A lower end of s this little below `S_LOWEST` is its decimal spelling (0.866), and means it."""
 _LARGEST_RATIO = 0.5
 """Last degree over last but one; below it a geometric tail adds less than the last degree itself."""
 
@@ -35,19 +34,20 @@ Range = tuple[float, float]
 def instanton_ratio(geometry: Geometry, t: ArrayLike) -> float:
     """What the last degree of the instanton series adds to F_ijk, over what the last but one adds.
 
-    With ``Y_d = sum over deg(q) = d of |n_q| (q.y)^3 exp(-2 pi q.y)``, the size of degree ``d`` in the contraction
-    ``F_ijk y^i y^j y^k`` (degree 0 being ``|kappa_ijk y^i y^j y^k|``), this is ``Y_D / Y_(D-1)`` at
-    ``D = maximum_degree``. Invariants grow like ``n_d ~ exp(2 pi d y_c) / (d^3 log^2 d)`` with the conifold at
-    ``y_c`` (Candelas, de la Ossa, Green, Parkes, Nucl. Phys. B 359 (1991) 21), so that the ratio tends to a
-    constant r along a ray, and what the truncation leaves out tends to ``r / (1 - r)`` times the last degree. A
-    region is accepted if ``r <= 1/2``: what is left out is then no larger than the last degree kept. For the octic,
-    whose conifold lies at Im z = 1.71, r = 0.85 there.
+    With ``Y_d = sum over deg(q) = d of |n_q| (q.y)^3 exp(-2 pi q.y)``, the size of degree ``d`` in the
+    contraction ``F_ijk y^i y^j y^k`` (degree 0 being ``|kappa_ijk y^i y^j y^k|``), this is ``Y_D / Y_(D-1)``
+    at ``D = maximum_degree``. Invariants grow like ``n_d ~ exp(2 pi d y_c) / (d^3 log^2 d)`` with the
+    conifold at ``y_c`` (Candelas, de la Ossa, Green, Parkes, Nucl. Phys. B 359 (1991) 21), so that the ratio
+    tends to a constant r along a ray, and what the truncation leaves out tends to ``r / (1 - r)`` times the
+    last degree. A region is accepted if ``r <= 1/2``: what is left out is then no larger than the last degree
+    kept. For the octic, whose conifold lies at Im z = 1.71, r = 0.85 there.
 
     Parameters
     ----------
     geometry
-        The geometry; the degree of a curve is the sum of its areas in units of the cone coordinates. If the cone is
-        not simplicial, the degree is its area at ``t`` as a fraction of the largest one, in ``maximum_degree`` steps.
+        The geometry; the degree of a curve is the sum of its areas in units of the cone coordinates. If the
+        cone is not simplicial, the degree is its area at ``t`` as a fraction of the largest one, in
+        ``maximum_degree`` steps.
     t
         A point in cone coordinates, (h,).
     """
@@ -157,7 +157,8 @@ class Region:
         s = np.imag(np.asarray(tau))
         low, high = np.array(self.im_z).T
         inside = np.all((t >= low - tolerance) & (t <= high + tolerance), axis=-1)
-        return inside & (s >= self.s[0] - tolerance) & (s <= self.s[1] + tolerance)
+        within: NDArray[np.bool_] = inside & (s >= self.s[0] - tolerance) & (s <= self.s[1] + tolerance)
+        return within
 
     def _checked(self, geometry: Geometry) -> Region:
         if not geometry.is_simplicial:
@@ -171,7 +172,7 @@ def _numbers(pair: str | Sequence[Any], what: str, lowest: float | None) -> Rang
     parts = pair.split(":") if isinstance(pair, str) else list(pair)
     if len(parts) != 2:
         raise InputError(f"{what} is {pair!r}: write LO:HI, two numbers with a colon between.")
-    values = []
+    values: list[float] = []
     for part in parts:
         if part in ("", None) and not values and lowest is not None:
             values.append(lowest)
@@ -190,7 +191,7 @@ def _numbers(pair: str | Sequence[Any], what: str, lowest: float | None) -> Rang
 
 def _moduli_ranges(geometry: Geometry, im_z: str | Sequence[Any]) -> tuple[Range, ...]:
     h = geometry.h12
-    parts = im_z.split(",") if isinstance(im_z, str) else list(im_z)
+    parts: list[Any] = im_z.split(",") if isinstance(im_z, str) else list(im_z)
     if parts and not isinstance(im_z, str) and all(isinstance(p, int | float) for p in parts):
         parts = [tuple(parts)]  # one bare pair of numbers
     names = ["Im z"] if len(parts) == 1 else [f"Im z{i + 1}" for i in range(len(parts))]
@@ -201,7 +202,9 @@ def _moduli_ranges(geometry: Geometry, im_z: str | Sequence[Any]) -> tuple[Range
     for what, part in zip(names, parts, strict=True):
         low, high = _numbers(part, what, None)
         if low <= 0:
-            raise InputError(f"{what} starts at {low:g}, outside the Kähler cone of {geometry.name}: start above 0.")
+            raise InputError(
+                f"{what} starts at {low:g}, outside the Kähler cone of {geometry.name}: start above 0."
+            )
         ranges.append((low, high))
     return tuple(ranges * h if len(ranges) == 1 else ranges)
 
@@ -210,12 +213,14 @@ def _s_range(s: str | Sequence[Any]) -> Range:
     low, high = _numbers(s, "s", S_LOWEST)
     if low < S_LOWEST - _SPELLED:
         raise InputError(
-            f"s starts at {low:g}, but the fundamental domain of tau begins at sqrt(3)/2 = 0.866: start there "
-            "(leave the lower end out)."
+            f"s starts at {low:g}, but the fundamental domain of tau begins at sqrt(3)/2 = 0.866: "
+            "start there (leave the lower end out)."
         )
     low = max(low, S_LOWEST)
     if low >= high:
-        raise InputError(f"s ends at {high:g}, but the fundamental domain begins at sqrt(3)/2 = 0.866: end higher.")
+        raise InputError(
+            f"s ends at {high:g}, but the fundamental domain begins at sqrt(3)/2 = 0.866: end higher."
+        )
     return low, high
 
 
@@ -238,8 +243,8 @@ def _check_corners(geometry: Geometry, ranges: tuple[Range, ...]) -> None:
         if outside.any():
             wall = geometry.walls[int(np.argmax(outside))].tolist()
             raise InputError(
-                f"the corner Im z = {[round(c, 6) for c in corner]} lies outside the Kähler cone of {geometry.name} "
-                f"(wall {wall}): choose a box inside the cone."
+                f"the corner Im z = {[round(c, 6) for c in corner]} lies outside the Kähler cone of "
+                f"{geometry.name} (wall {wall}): choose a box inside the cone."
             )
 
 
@@ -254,15 +259,19 @@ def _check_convergence(geometry: Geometry, ranges: tuple[Range, ...]) -> None:
     starts = ", ".join(f"{low:g}" for low, _ in ranges)
     raise InputError(
         f"Im z starts at {starts}, where the instanton series of {geometry.name}, known to degree "
-        f"{geometry.maximum_degree}, does not converge (its last degree adds {ratio:.2g} of what the one before adds, "
-        f"at most {_LARGEST_RATIO:g} is accepted): start at {', '.join(f'{x:g}' for x in needed)} or above."
+        f"{geometry.maximum_degree}, does not converge (its last degree adds {ratio:.2g} of what the one "
+        f"before adds, at most {_LARGEST_RATIO:g} is accepted): start at "
+        f"{', '.join(f'{x:g}' for x in needed)} or above."
     )
 
 
 def _least_scale(geometry: Geometry, corner: Sequence[float]) -> float:
     """Smallest factor, to 1e-6, by which the corner must be scaled for the series to converge."""
     low, high = 1.0, 2.0
-    converges: Callable[[float], bool] = lambda x: instanton_ratio(geometry, x * np.array(corner)) <= _LARGEST_RATIO  # noqa: E731
+
+    def converges(scale: float) -> bool:
+        return instanton_ratio(geometry, scale * np.array(corner)) <= _LARGEST_RATIO
+
     while not converges(high) and high < 1e6:
         low, high = high, 2 * high
     while high - low > 1e-6:
@@ -315,7 +324,16 @@ PRESETS: dict[str, Preset] = {
             6097,
             _DATASET_B[:10],
         ),
-        Preset("p11169-n14", "p11169", "2:5", ":10", 14, "the region of Dataset B to N_flux <= 14", 58009, _DATASET_B),
+        Preset(
+            "p11169-n14",
+            "p11169",
+            "2:5",
+            ":10",
+            14,
+            "the region of Dataset B to N_flux <= 14",
+            58009,
+            _DATASET_B,
+        ),
         Preset(
             "octic-n10",
             "octic",

@@ -98,14 +98,15 @@ def canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau:
 
     keep = domain.deduplicate(fluxes, moduli, tau)
     fluxes, moduli, tau = fluxes[keep], moduli[keep], tau[keep]
-    order = domain.canonical_order(fluxes, moduli, tau)
+    order = domain.canonical_order(fluxes, moduli)
     fluxes, moduli, tau = fluxes[order], moduli[order], tau[order]
     parts = []
     for begin in range(0, len(fluxes), POLISH_SHAPE):
         rows = np.arange(begin, begin + POLISH_SHAPE).clip(max=len(fluxes) - 1)
-        solved = newton.solve(
-            geometry, fluxes[rows], np.round(moduli[rows], DIGITS), np.round(tau[rows], DIGITS)
-        )
+        # to the last digit first: where the equations are nearly degenerate, "converged" leaves room
+        # for values that round differently
+        sharp = newton.solve(geometry, fluxes[rows], moduli[rows], tau[rows], tolerance=0.0)
+        solved = newton.solve(geometry, fluxes[rows], _rounded(sharp.moduli), _rounded(sharp.tau), tolerance=0.0)
         parts.append([column[: len(fluxes) - begin] for column in solved])
     if not parts:
         return SCHEMA.with_metadata(_metadata(geometry, region)).empty_table()
@@ -122,6 +123,11 @@ def canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau:
     return pa.table(
         dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA.with_metadata(_metadata(geometry, region))
     )
+
+
+def _rounded(values: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """To :data:`DIGITS` digits, without negative zeros: -0.0 would lead to other last bits than 0.0."""
+    return (np.round(values.real, DIGITS) + 0.0) + 1j * (np.round(values.imag, DIGITS) + 0.0)
 
 
 def _metadata(geometry: Geometry, region: Region) -> dict[str, str]:

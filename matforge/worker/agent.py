@@ -103,6 +103,9 @@ class Agent:
         processes.kill_children()
         self._flush()
         shutil.rmtree(self._config.scratch, ignore_errors=True)
+        if self._config.parent and os.getppid() != self._config.parent:
+            # nobody else is left to remove the driver's private directory
+            shutil.rmtree(os.path.dirname(self._config.scratch), ignore_errors=True)
         self._socket.close()
         self._context.term()
 
@@ -179,6 +182,7 @@ class Agent:
         # a signal may come before its handler is in place
         self._pool.reap(now)
         self._pool.tick(now)
+        self._pool.memory.look(now)
 
     # -- the driver
 

@@ -63,6 +63,7 @@ class Streams:
     def flush(self) -> OSError | None:
         """Empty the buffers of Python and C; the error, if the files could not take it all."""
         trouble: OSError | None = None
+        self._point()  # a chore may have turned the descriptors elsewhere, or closed them
         writers = {id(w): w for w in (sys.stdout, sys.stderr, *self._python) if w is not None}
         for writer in writers.values():
             try:
@@ -72,7 +73,6 @@ class Streams:
             except Exception:
                 # closed or replaced by the chore with something of its own
                 continue
-        # a chore may have turned the descriptors elsewhere; the next must not inherit that
         sys.stdout, sys.stderr = self._python
         if trouble is not None or any(w.closed for w in self._python):
             self._python = _new_writers()
@@ -97,7 +97,7 @@ class Streams:
         OSError
             If that cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         for name, descriptor in zip(("stdout", "stderr"), self._scratch, strict=True):
             copy_stream(descriptor, folder / f"{name}.{tag}")
 

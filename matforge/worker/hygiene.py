@@ -17,12 +17,13 @@ import importlib.util
 import os
 import signal
 import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from matforge.worker import processes
@@ -32,14 +33,16 @@ _WATCHED_SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM", "SIGCHLD", "SIGUSR1", "SIGUSR2", "SIGPIPE")
     if hasattr(signal, name)
 ]
-_HARMLESS_THREADS = ("TMonitor",)
-"""Threads that a well-known library keeps for its own use (tqdm's monitor of progress bars)."""
+_OF_A_LIBRARY = "_matforge_of_a_library"
+"""Mark of a thread that an installed library has started for itself, as fsspec and tqdm do; such
+threads last as long as the process, and replacing the slot would only bring them back."""
 
 
 class Baseline:
     """The state of the process between chores."""
 
     def __init__(self) -> None:
+        self._mapping = os.environ
         # the mapping beneath os.environ: to copy and compare the decoded one costs twenty times as much
         self._live: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
         self._environ = self._live.copy()
@@ -49,6 +52,7 @@ class Baseline:
         self._handlers = {number: _signal.getsignal(number) for number in _WATCHED_SIGNALS}
         self._recursion = sys.getrecursionlimit()
         self._threads = set(threading.enumerate())
+        _note_who_starts_threads()
         self._jax = JaxWatch()
 
     def restore(self) -> str:
@@ -59,7 +63,8 @@ class Baseline:
         str
             Why the slot must be replaced; empty if it is clean.
         """
-        if os.environ._data != self._environ:  # type: ignore[attr-defined]
+        os.environ = self._mapping  # noqa: B003 - a chore may have put something else there
+        if self._live != self._environ:
             self._restore_environment()
         os.umask(self._umask)
         for number, handler in self._handlers.items():
@@ -79,21 +84,21 @@ class Baseline:
         self._environ = self._live.copy()
 
     def _restore_environment(self) -> None:
-        live: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
-        for name in live.keys() - self._environ.keys():
+        for name in self._live.keys() - self._environ.keys():
             del os.environ[os.fsdecode(name)]
         for name, value in self._environ.items():
-            if live.get(name) != value:
+            if self._live.get(name) != value:
                 os.environ[os.fsdecode(name)] = os.fsdecode(value)
 
     def _leaked_threads(self) -> str:
         if threading.active_count() <= len(self._threads):
             return ""
-        extra = [
-            t for t in threading.enumerate()
-            if t not in self._threads and type(t).__name__ not in _HARMLESS_THREADS
-        ]  # fmt: skip
-        return f"a chore left the thread {extra[0].name!r} running" if extra else ""
+        extra = [t for t in threading.enumerate() if t not in self._threads]
+        for thread in extra:
+            if not getattr(thread, _OF_A_LIBRARY, False):
+                return f"a chore left the thread {thread.name!r} running"
+        self._threads.update(extra)
+        return ""
 
     @staticmethod
     def _leaked_children() -> str:
@@ -110,6 +115,27 @@ def _resource_tracker() -> list[int]:
     module = sys.modules.get("multiprocessing.resource_tracker")
     pid = getattr(getattr(module, "_resource_tracker", None), "_pid", None)
     return [pid] if isinstance(pid, int) else []
+
+
+def _note_who_starts_threads() -> None:
+    """Mark the threads that installed libraries start."""
+    start = threading.Thread.start
+    libraries = tuple({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    standard = (sysconfig.get_path("stdlib"), "<frozen")
+
+    def marked_start(thread: threading.Thread) -> None:
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if file.startswith(libraries):
+                setattr(thread, _OF_A_LIBRARY, thread.daemon)
+                break
+            if not file.startswith(standard):
+                break
+            frame = frame.f_back
+        start(thread)
+
+    threading.Thread.start = marked_start  # type: ignore[method-assign, assignment]
 
 
 class JaxWatch(MetaPathFinder):

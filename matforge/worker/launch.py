@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -156,9 +157,12 @@ def _rank_environment(profile: Profile, rank: int) -> dict[str, str]:
 
 def _start(job: Job, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(
-            argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=_end_with_slot if _libc else None
-        )
+        with warnings.catch_warnings():
+            # Python warns of preexec_fn beside threads; ours makes one system call and takes no lock
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=_end_with_slot if _libc else None
+            )
     except OSError as error:
         raise ChoreError(
             Failure(
@@ -186,14 +190,14 @@ def _wait_for_all(tasks: Mapping[int, subprocess.Popen[bytes]]) -> int | None:
     first_bad: int | None = None
     running = set(tasks)
     while running:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+        ended = processes.ended_child(wait=True)
         if ended is None:
+            break
+        if ended not in running:  # an orphan of one of them, adopted by this process
+            os.waitpid(ended, 0)
             continue
-        if ended.si_pid not in running:  # an orphan of one of them, adopted by this process
-            os.waitpid(ended.si_pid, 0)
-            continue
-        code = tasks[ended.si_pid].wait()
-        running.discard(ended.si_pid)
+        code = tasks[ended].wait()
+        running.discard(ended)
         if code != 0 and first_bad is None:
             first_bad = code
             for pid in running:

@@ -12,7 +12,6 @@ takes long after all, they are taken back.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import time
@@ -25,7 +24,14 @@ from typing import Any
 from matforge.model import Failure, FailureKind
 from matforge.worker import processes
 from matforge.worker.capture import STDERR_TAIL
-from matforge.worker.slotproc import AgentTask, SlotProcess, end_of, start_failure, start_slot
+from matforge.worker.slotproc import (
+    STOPPED_BY_OTHERS,
+    AgentTask,
+    SlotProcess,
+    end_of,
+    start_failure,
+    start_slot,
+)
 from matforge.worker.wire import (
     FINISHED,
     HELLO,
@@ -77,9 +83,10 @@ class Pool:
         self._free_cores = list(range(config.workers - 1, -1, -1))
         self._free_gpus = list(config.gpus)
         self._max_slots = config.workers + max(2, config.workers // 2)
-        self._refused: dict[int, int] = {}
+        self._refused: dict[int, float] = {}
         self._hold_until = 0.0
         self._count = 0
+        self.memory = processes.OomWatch()
 
     # -- from the driver
 
@@ -118,6 +125,10 @@ class Pool:
             slot = task.slot
             if slot is not None:
                 self._requeue(slot.take_back())
+                # it may have ended meanwhile, and the one behind it must not be hit in its place
+                self.receive(slot, now)
+                if handle not in self._tasks:
+                    continue
                 if slot.held and not slot.assigned:
                     self._release(slot)
             if task.slot is None:
@@ -156,10 +167,22 @@ class Pool:
                 self._queue.popleft()
                 continue
             slot = self._place(task, now) or self._ahead(task, finished)
-            if slot is None or not slot.give(task):
+            if slot is None or not self._give(slot, task):
                 return
             self._queue.popleft()
             self.restless = True
+
+    def _give(self, slot: SlotProcess, task: AgentTask) -> bool:
+        try:
+            return slot.give(task)
+        except OSError as error:  # a long task goes through a file, and that disk may be full
+            chore = task.wire[TaskField.CHORE_ID]
+            said = f"{chore}: {error.filename} cannot be written: {(error.strerror or str(error)).lower()}."
+            task.cancelled = True
+            self._end_task(task, Failure(FailureKind.STORAGE, said))
+            if not slot.assigned:
+                self._release(slot)
+            return True
 
     def _place(self, task: AgentTask, now: float) -> SlotProcess | None:
         """A slot for the head of the queue with its cores taken, or None if it must wait."""
@@ -198,7 +221,8 @@ class Pool:
         try:
             slot = start_slot(self._config, self._config_path, self._count, number, profile, gpus, pin, now)
         except OSError as error:
-            self._start_refused(number, f"{self._config.python}: {error.strerror or error}", "", now)
+            what = error.filename or self._config.python
+            self._start_refused(number, f"{what}: {(error.strerror or str(error)).lower()}", "", now)
             return None
         slot.pin = cores if pin else ()
         del self._free_gpus[: profile.gpus]
@@ -236,9 +260,9 @@ class Pool:
                 return slot
         return None
 
-    def _start_refused(self, number: int, why: str, stderr: str, now: float) -> None:
+    def _start_refused(self, number: int, why: str, stderr: str, now: float, weight: float = 1.0) -> None:
         """A slot could not start: try again shortly, and after some tries give up."""
-        tries = self._refused[number] = self._refused.get(number, 0) + 1
+        tries = self._refused[number] = self._refused.get(number, 0) + weight
         self._hold_until = now + 0.1 * tries
         self.restless = True
         if tries < START_TRIES:
@@ -349,26 +373,20 @@ class Pool:
     def reap(self, now: float) -> None:
         """Note all children that have ended, and kill what they leave behind."""
         any_ended = False
-        while True:
-            try:
-                peek = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                break
-            if peek is None:
-                break
+        while (pid := processes.ended_child(wait=False)) is not None:
             any_ended = True
-            slot = self.slots.get(peek.si_pid)
+            slot = self.slots.get(pid)
             if slot is not None:
                 # before it is reaped, while its number cannot belong to anybody else
                 processes.signal_tree(slot.pid, signal.SIGKILL)
-            _, status, spent = os.wait4(peek.si_pid, 0)
+            _, status, spent = os.wait4(pid, 0)
             if slot is not None:
                 self._slot_ended(slot, os.waitstatus_to_exitcode(status), spent, now)
         if any_ended:
             # slots adopt the orphans of their chores; what the agent has inherited is nobody's now
-            for pid in processes.children_of(os.getpid()):
-                if pid not in self.slots:
-                    processes.send(pid, signal.SIGKILL)
+            for orphan in processes.children_of(os.getpid()):
+                if orphan not in self.slots:
+                    processes.send(orphan, signal.SIGKILL)
 
     def _slot_ended(self, slot: SlotProcess, code: int, spent: Any, now: float) -> None:
         slot.process.returncode = code
@@ -386,21 +404,30 @@ class Pool:
             if task is not None:
                 task.slot = None
                 if slot.cancelling == task.handle:
-                    self._end_task(task, end_of(slot, code, task, "")[1])
+                    chore = task.wire[TaskField.CHORE_ID]
+                    self._end_task(task, end_of(chore, code, cancelled=True, oom=False, stderr="")[1])
                 else:
                     self._requeue([task])
             if not self.closing and slot.cancelling < 0:
                 why = f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
                 stderr = processes.tail(slot.scratch / "stderr")
-                self._start_refused(slot.profile_number, why, stderr, now)
+                # one that somebody has killed says little about the next one
+                weight = 0.3 if -code in STOPPED_BY_OTHERS else 1.0
+                self._start_refused(slot.profile_number, why, stderr, now, weight)
         elif task is not None:
             self._task_died(slot, task, code, spent, now)
         slot.discard()
 
     def _task_died(self, slot: SlotProcess, task: AgentTask, code: int, spent: Any, now: float) -> None:
         stderr = processes.tail(slot.stderr_path(self._run_dir, task), STDERR_TAIL)
-        lost, failure = end_of(slot, code, task, stderr)
-        printed = self._keep_streams(slot, task)
+        lost, failure = end_of(
+            task.wire[TaskField.CHORE_ID],
+            code,
+            cancelled=slot.cancelling == task.handle,
+            oom=code == -signal.SIGKILL and self.memory.recent(now),
+            stderr=stderr,
+        )
+        printed = slot.keep_streams(self._run_dir, task)
         if lost:
             self._tasks.pop(task.handle, None)
             self.reports.append([LOST, task.handle, failure.as_dict()])
@@ -409,21 +436,6 @@ class Pool:
         cpu = spent.ru_utime + spent.ru_stime
         usage = [slot.number, time.time() - wall, wall, min(cpu, wall), spent.ru_maxrss * _RSS_UNIT]
         self._end_task(task, failure, usage, printed)
-
-    def _keep_streams(self, slot: SlotProcess, task: AgentTask) -> bool:
-        """Keep what a chore had printed when its slot ended; remove the half of a result."""
-        tag, directory = task.wire[TaskField.TAG], task.wire[TaskField.DIRECTORY]
-        folder = self._run_dir / (directory or f"out/{task.wire[TaskField.CHORE_ID]}")
-        with suppress(OSError):
-            if directory or slot.launches:
-                (folder / f"result.pickle.{tag}.new").unlink(missing_ok=True)
-                return any((folder / f"{name}.{tag}").stat().st_size for name in ("stdout", "stderr"))
-            if any((slot.scratch / name).stat().st_size for name in ("stdout", "stderr")):
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in ("stdout", "stderr"):
-                    shutil.copyfile(slot.scratch / name, folder / f"{name}.{tag}")
-                return True
-        return False
 
     def close(self, *, kill: bool, now: float) -> None:
         """Begin to end all slots; the agent goes on to :meth:`reap` until none is left."""

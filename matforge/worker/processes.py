@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -119,6 +120,50 @@ def has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def ended_child(*, wait: bool) -> int | None:
+    """A child that has ended, not yet reaped, so that its number is still its own.
+
+    Parameters
+    ----------
+    wait : bool
+        Whether to wait until there is one.
+
+    Returns
+    -------
+    int or None
+        Its process id; None if none has ended, or there is no child at all.
+    """
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | (0 if wait else os.WNOHANG))
+    except ChildProcessError:
+        return None
+    return found.si_pid if found is not None else None
+
+
+class OomWatch:
+    """Tells whether the kernel has just killed for want of memory.
+
+    It counts when it chooses its victim, and a large process takes a while to end after that; so
+    what counts is whether the number has grown within the last seconds.
+    """
+
+    window_s = 10.0
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque([(0.0, oom_kills())])
+
+    def look(self, now: float) -> None:
+        """Remember the present count; to be called once a second or so."""
+        self._seen.append((now, oom_kills()))
+        while len(self._seen) > 1 and now - self._seen[1][0] > self.window_s:
+            self._seen.popleft()
+
+    def recent(self, now: float) -> bool:
+        """Whether there was a kill within the last seconds."""
+        self.look(now)
+        return self._seen[-1][1] > self._seen[0][1]
 
 
 def sweep(token: str) -> int:

@@ -6,6 +6,7 @@ Started by :mod:`matforge.worker.launch` with the agent's configuration and the 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -30,8 +31,9 @@ def main() -> None:
     task, blob = unpack(Path(task_file).read_bytes())
     rank = rank_of(os.environ)
     run_dir = Path(config.run_dir)
-    outcome = run_function(Job.from_wire(task, blob), load.Functions(run_dir), run_dir)
-    if rank == 0 and outcome.data is not None:
+    faulthandler.enable()
+    outcome = run_function(Job.from_wire(task, blob), load.Functions(run_dir), run_dir, keep=rank == 0)
+    if outcome.data is not None:
         Path(f"{task_file}.0.pickle").write_bytes(outcome.data)
     failure = outcome.failure.as_dict() if outcome.failure else None
     if rank == 0 or failure is not None:

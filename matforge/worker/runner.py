@@ -101,14 +101,19 @@ def _cpu_seconds() -> float:
     return time.process_time() + spent.children_user + spent.children_system
 
 
-def run_function(job: Job, functions: load.Functions, run_dir: Path) -> Outcome:
-    """Load a Python chore, call it, and pickle what it returns; never raises for the chore's sake."""
+def run_function(job: Job, functions: load.Functions, run_dir: Path, *, keep: bool = True) -> Outcome:
+    """Load a Python chore, call it, and pickle what it returns; never raises for the chore's sake.
+
+    Without ``keep`` what it returns is dropped (ranks other than the first).
+    """
     try:
         function = functions.get(job.function or "", job.chore_id)
         inputs = load.Inputs(run_dir, job.inputs, job.chore_id)
         data = load.payload_bytes(run_dir, job.payload, job.blob, job.chore_id)
         args, kwargs = load.arguments(data, inputs, job.chore_id) if data else ((), {})
         result = call_chore(function, args, kwargs)
+        if not keep:
+            return Outcome()
         report: Mapping[str, Any] = {}
         if isinstance(result, WithReport):
             report, result = result.report, result.result
@@ -200,6 +205,10 @@ def classify(error: BaseException, chore_id: str) -> Failure:
     if isinstance(error, MemoryError):
         said = f"{chore_id}: no more memory could be had ({_say(error)})."
         return Failure(FailureKind.OUT_OF_MEMORY, said, traceback=trace)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        # printing, too, writes to files of ours; and a chore is not to blame for a full disk
+        what = f"the disk is full or the quota used up, free some space ({_say(error)})"
+        return Failure(FailureKind.STORAGE, f"{chore_id}: while it ran, {what}.", traceback=trace)
     return Failure(FailureKind.EXCEPTION, _say(error), traceback=trace)
 
 

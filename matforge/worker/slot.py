@@ -19,7 +19,7 @@ from typing import Any
 from matforge.worker import hygiene, launch, load, processes
 from matforge.worker.capture import Streams
 from matforge.worker.publish import Publisher
-from matforge.worker.runner import Job, Meter, Outcome, finish, run_function, storage_failure
+from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function, storage_failure
 from matforge.worker.wire import HELLO, PACKET_BUFFER, AgentConfig, Profile, ReportField, pack, unpack
 
 _RSS_EVERY = 16
@@ -51,6 +51,7 @@ class Slot:
         self._done = 0
         self._launches = self._profile.command or self._profile.num_tasks > 1 or self._profile.mpi
         self._running = False
+        self._pid = os.getpid()
         os.environ["MATFORGE_RUN_DIR"] = config.run_dir
         self._set_signals()
         os.chdir(self._work)
@@ -113,10 +114,10 @@ class Slot:
             try:
                 outcome = self._perform(job)
             except KeyboardInterrupt as error:  # between the chore's end and the next line
-                from matforge.worker.runner import classify
-
                 outcome = Outcome(failure=classify(error, job.chore_id))
             self._running = False
+            if os.getpid() != self._pid:
+                os._exit(0)  # a child that the chore forked has returned into our loop
         report, inline = finish(job, outcome, meter, self._streams, self._publisher, self._run_dir)
         return report, inline, self._tidy()
 
@@ -126,7 +127,7 @@ class Slot:
         try:
             if job.directory is not None:
                 folder = self._run_dir / job.directory
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
                 self._streams.begin(folder, job.tag)
             else:
                 self._streams.begin(None, job.tag)

@@ -35,8 +35,9 @@ _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
-_STOPPED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+STOPPED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which somebody ends a process; every other one the process has brought on itself."""
+_STREAMS = ("stdout", "stderr")
 # packets keep their boundaries; where the system lacks them, local datagrams do the same
 _PACKETS = socket.SOCK_SEQPACKET if processes.LINUX else socket.SOCK_DGRAM
 
@@ -82,7 +83,6 @@ class SlotProcess:
     kill_at: float = 0.0
     pace: float = 1.0
     """Seconds a task, smoothed; short ones are worth giving ahead."""
-    oom_kills: int = 0
 
     @property
     def pid(self) -> int:
@@ -130,6 +130,27 @@ class SlotProcess:
             if path.exists():
                 return path
         return self.scratch / "stderr"
+
+    def keep_streams(self, run_dir: Path, task: AgentTask) -> bool:
+        """After its end: keep what ``task`` had printed, and remove the half of a result.
+
+        Returns
+        -------
+        bool
+            Whether anything had been printed.
+        """
+        tag, directory = task.wire[TaskField.TAG], task.wire[TaskField.DIRECTORY]
+        folder = run_dir / (directory or f"out/{task.wire[TaskField.CHORE_ID]}")
+        with suppress(OSError):
+            if directory or self.launches:
+                (folder / f"result.pickle.{tag}.new").unlink(missing_ok=True)
+                return any((folder / f"{name}.{tag}").stat().st_size for name in _STREAMS)
+            if any((self.scratch / name).stat().st_size for name in _STREAMS):
+                folder.mkdir(exist_ok=True)
+                for name in _STREAMS:
+                    shutil.copyfile(self.scratch / name, folder / f"{name}.{tag}")
+                return True
+        return False
 
     def discard(self) -> None:
         """Close the channel and remove the scratch directory of an ended slot."""
@@ -183,8 +204,7 @@ def start_slot(
             )  # fmt: skip
         near.setblocking(False)
         slot = SlotProcess(
-            number, profile_number, profile, process, near, far, scratch, now, gpus, pin,
-            oom_kills=processes.oom_kills(),
+            number, profile_number, profile, process, near, far, scratch, now, gpus, pin
         )  # fmt: skip
         welcome = {"profile": profile.as_dict(), "scratch": str(scratch), "pin": list(pin)}
         near.send(pack(welcome))
@@ -196,13 +216,17 @@ def start_slot(
         raise
 
 
-def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[bool, Failure]:
-    """Why a slot that ended while it ran ``task`` did so.
+def end_of(chore: str, code: int, *, cancelled: bool, oom: bool, stderr: str) -> tuple[bool, Failure]:
+    """Why a slot that ended while it ran ``chore`` did so.
 
     Parameters
     ----------
     code : int
         Exit code, or minus the signal's number.
+    cancelled : bool
+        Whether the agent has ended it because the chore was cancelled.
+    oom : bool
+        Whether the kernel has just killed something here for want of memory.
 
     Returns
     -------
@@ -210,34 +234,22 @@ def end_of(slot: SlotProcess, code: int, task: AgentTask, stderr: str) -> tuple[
         Whether the slot, rather than the chore, is to blame.
     failure : Failure
     """
-    chore = task.wire[TaskField.CHORE_ID]
-    if slot.cancelling == task.handle:
-        said = f"{chore}: it was cancelled while it ran."
-        return False, Failure(FailureKind.CANCELLED, said, stderr=stderr)
-    if code >= 0:
-        return False, Failure(
-            FailureKind.EXIT_CODE,
-            f"{chore}: its process ended with exit code {code} before it returned a result.",
-            stderr=stderr,
-            exit_code=code,
-        )
-    number = -code
-    name = signal_name(number)
-    if number == signal.SIGKILL and processes.oom_kills() > slot.oom_kills:
-        return False, Failure(
-            FailureKind.OUT_OF_MEMORY,
-            f"{chore}: its process was killed because the memory of the machine, or of its share, ran out.",
-            stderr=stderr,
-            signal=number,
-        )
-    if number in _STOPPED_BY_OTHERS:
-        return True, Failure(
-            FailureKind.WORKER_LOST, f"{chore}: its slot was ended from outside by {name}.",
-            stderr=stderr, signal=number,
-        )  # fmt: skip
-    return False, Failure(
-        FailureKind.SIGNAL, f"{chore}: its process was ended by {name}.", stderr=stderr, signal=number
-    )
+    lost, kind = False, FailureKind.EXIT_CODE
+    number = -code if code < 0 else None
+    if cancelled:
+        kind, said = FailureKind.CANCELLED, "it was cancelled while it ran"
+    elif number is None:
+        said = f"its process ended with exit code {code} before it returned a result"
+    elif number == signal.SIGKILL and oom:
+        kind = FailureKind.OUT_OF_MEMORY
+        said = "its process was killed because the memory of the machine, or its share of it, ran out"
+    elif number in STOPPED_BY_OTHERS:
+        lost, kind = True, FailureKind.WORKER_LOST
+        said = f"its slot was ended from outside by {signal_name(number)}"
+    else:
+        kind, said = FailureKind.SIGNAL, f"its process was ended by {signal_name(number)}"
+    exit_code = code if kind is FailureKind.EXIT_CODE else None
+    return lost, Failure(kind, f"{chore}: {said}.", stderr=stderr, exit_code=exit_code, signal=number)
 
 
 def signal_name(number: int) -> str:

@@ -56,7 +56,7 @@ def search(
     geometry: Geometry,
     region: Region,
     *,
-    leaf: float = 0.05,
+    leaf: float = 0.1,
     cp: bool = True,
     few: float = completion.FEW,
     block: int = 256,

@@ -45,8 +45,8 @@ def test_the_five_bundled_geometries_are_listed_and_load():
 
 def test_physics_layer_imports_neither_jax_nor_numba_nor_pandas():
     code = (
-        "import sys, matforge.vacua as v, matforge.vacua.region, matforge.vacua.domain, matforge.vacua.newton, "
-        "matforge.vacua.plots; v.load_geometry('p11169').hash; "
+        "import sys, matforge.vacua as v, matforge.vacua.region, matforge.vacua.domain, "
+        "matforge.vacua.newton, matforge.vacua.plots; v.load_geometry('p11169').hash; "
         "print([m for m in ('jax', 'numba', 'pandas', 'scipy', 'matplotlib', 'pyarrow') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -162,7 +162,9 @@ def test_shapes_are_checked_by_key_and_index(p11169):
         {**p11169, "intersection_numbers": [[[9, 3], [3, 1]], [[3], [1, 0]]]}
     )
     assert "gv_charges[0] has 3 entries" in complaint({**p11169, "gv_charges": [[1, 0, 0]]})
-    assert "gv_invariants has 19 entries" in complaint({**p11169, "gv_invariants": p11169["gv_invariants"][:-1]})
+    assert "gv_invariants has 19 entries" in complaint(
+        {**p11169, "gv_invariants": p11169["gv_invariants"][:-1]}
+    )
     assert "c2 is 3, but a list belongs there" in complaint({**p11169, "c2": 3})
     assert "name is 3, but text belongs there" in complaint({**p11169, "name": 3})
 
@@ -184,7 +186,9 @@ def test_inconsistent_topology_is_refused(octic, p11169):
     assert "2 (h12 - h11) is -296" in complaint({**octic, "euler_characteristic": 296})
     assert "maximum_degree is 0" in complaint({**octic, "maximum_degree": 0})
     assert "h12 is 0" in complaint({**octic, "h12": 0})
-    assert "gv_charges[4] repeats gv_charges[0]" in complaint({**octic, "gv_charges": [[1], [2], [3], [4], [1]]})
+    assert "gv_charges[4] repeats gv_charges[0]" in complaint(
+        {**octic, "gv_charges": [[1], [2], [3], [4], [1]]}
+    )
     assert "gv_charges[0] is zero" in complaint({**octic, "gv_charges": [[0], [2], [3], [4], [5]]})
     assert "negative area" in complaint({**octic, "gv_charges": [[-1], [2], [3], [4], [5]]})
     assert "leave no interior" in complaint({**octic, "kahler_cone_hyperplanes": [[1], [-1]]})

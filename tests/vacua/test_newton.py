@@ -1,4 +1,4 @@
-"""Newton's method in JAX, against published vacua. (That the backends agree is tested beside the compiled one.)"""
+"""Newton's method in JAX, against published vacua; that the backends agree is tested elsewhere."""
 
 import json
 from pathlib import Path
@@ -37,18 +37,29 @@ def test_the_published_solver_s_vacua_are_reached_from_its_starts():
     assert np.abs(result.w0_abs / wanted - 1).max() < 1e-11
     assert result.residual.max() < 1e-12
     assert result.n_iterations.max() <= 10
-    assert [a.dtype.name for a in result] == ["complex128", "complex128", "float64", "int32", "bool", "float64"]
+    assert [a.dtype.name for a in result] == [
+        "complex128",
+        "complex128",
+        "float64",
+        "int32",
+        "bool",
+        "float64",
+    ]
 
 
 def test_residual_and_superpotential_are_those_of_the_periods():
     result = solve(P11169, FLUXES, Z, TAU, backend="jax", max_iterations=1)
     assert not result.converged.any()
     model = sg.model_of(P11169)
-    args = (model, result.moduli, result.tau, FLUXES)
-    d_w = np.abs(sg.batched(sg.covariant_derivatives)(*args)).sum(axis=1)
-    scale = np.sqrt(2 / np.pi) * np.exp(sg.batched(sg.kahler_potential)(*args[:3]) / 2)
-    assert result.residual == pytest.approx(scale * d_w, rel=1e-10)
-    assert result.w0_abs == pytest.approx(np.abs(sg.batched(sg.w0)(*args)), rel=1e-12)
+
+    def ours(model, z, tau, fluxes):
+        scale = jnp.sqrt(2 / jnp.pi) * jnp.exp(sg.kahler_potential(model, z, tau) / 2)
+        d_w = sg.covariant_derivatives(model, z, tau, fluxes)
+        return scale * jnp.abs(d_w).sum(), jnp.abs(sg.w0(model, z, tau, fluxes))
+
+    residual, w0_abs = sg.batched(ours)(model, result.moduli, result.tau, FLUXES)
+    assert result.residual == pytest.approx(np.asarray(residual), rel=1e-10)
+    assert result.w0_abs == pytest.approx(np.asarray(w0_abs), rel=1e-12)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it():
@@ -112,18 +123,21 @@ def test_every_published_octic_vacuum_is_one_of_ours():
     assert np.all((moduli.real > -0.5) & (moduli.real <= 0.5 + 1e-6))
 
 
-@pytest.mark.parametrize("name", ["ks-h12-3b", pytest.param("ks-h12-4b", marks=pytest.mark.slow)])
+@pytest.mark.slow  # ten seconds of compilation each
+@pytest.mark.parametrize("name", ["ks-h12-3b", "ks-h12-4b"])
 def test_geometries_whose_cone_is_not_an_orthant_are_solved(name):
     geometry = load_geometry(name)
     h, rng = geometry.h12, np.random.default_rng(5)
     model = sg.model_of(geometry)
-    z = rng.uniform(-0.5, 0.5, (20, h)) + 1j * np.linalg.solve(
-        geometry.cone_coordinates, rng.uniform(3, 4, (h, 20))
-    ).T
+    z = (
+        rng.uniform(-0.5, 0.5, (20, h))
+        + 1j * np.linalg.solve(geometry.cone_coordinates, rng.uniform(3, 4, (h, 20))).T
+    )
     tau = rng.uniform(-0.5, 0.5, 20) + 1j * rng.uniform(2, 4, 20)
-    h_fluxes = rng.integers(-3, 4, (20, 2 * h + 2)) * 10
+    h_fluxes = rng.integers(-3, 4, (20, 2 * h + 2)) * 1000  # so large that rounding f moves the vacuum little
     f = np.rint(sg.batched(sg.complete)(model, z, tau, jnp.asarray(h_fluxes))).astype(int)
     result = solve(geometry, np.hstack([f, h_fluxes]), z, tau, backend="jax")
-    assert result.converged.sum() >= 15
-    inside = result.moduli.imag @ geometry.walls.T > 0
-    assert inside[result.converged].all()
+    solved = result.residual < 1e-12 * result.w0_abs  # quanta this large leave rounding above 1e-12
+    assert solved.all()
+    assert np.abs(result.moduli - z).max() < 0.05
+    assert (result.moduli.imag @ geometry.walls.T > 0).all()

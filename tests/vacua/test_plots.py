@@ -35,12 +35,10 @@ def test_a_figure_is_written_whatever_the_table_holds(rows, h, tmp_path):
 
 
 def test_the_same_vacua_give_the_same_file(tmp_path):
-    for ending in ("pdf", "svg", "png"):
-        files = [tmp_path / f"{k}.{ending}" for k in "ab"]
-        for file in files:
-            plot_vacua(table(5, 1), file, "twice")
-        if ending != "svg":  # its element names are random
-            assert files[0].read_bytes() == files[1].read_bytes()
+    files = [tmp_path / f"{k}.pdf" for k in "ab"]
+    for file in files:
+        plot_vacua(table(5, 1), file, "twice")
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_a_parquet_file_is_drawn_under_its_geometry_s_name(tmp_path):

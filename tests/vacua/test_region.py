@@ -24,7 +24,9 @@ def refused(geometry, **kwargs):
 def test_one_range_serves_every_modulus():
     assert Region.parse(P11169, "2:5", "2:10", 4) == Region(((2.0, 5.0), (2.0, 5.0)), (2.0, 10.0), 4)
     assert Region.parse(P11169, "2:5,2:4").im_z == ((2.0, 5.0), (2.0, 4.0))
-    assert Region.parse(P11169, (2, 5)) == Region.parse(P11169, [(2, 5), (2, 5)]) == Region.parse(P11169, "2:5")
+    assert (
+        Region.parse(P11169, (2, 5)) == Region.parse(P11169, [(2, 5), (2, 5)]) == Region.parse(P11169, "2:5")
+    )
 
 
 def test_the_lower_end_of_s_defaults_to_the_edge_of_the_fundamental_domain():
@@ -47,7 +49,9 @@ def test_integral_bounds_on_the_tadpole_are_integers():
     assert "give 1 or more" in refused(OCTIC, im_z="2:7", nmax=0)
 
 
-@pytest.mark.parametrize("bad", ["3:2", "2:2", "2", "2:3:4", "a:3", ":3", "2:", "", "nan:3", "2:nan", "2:inf"])
+@pytest.mark.parametrize(
+    "bad", ["3:2", "2:2", "2", "2:3:4", "a:3", ":3", "2:", "", "nan:3", "2:nan", "2:inf"]
+)
 def test_malformed_ranges_are_refused(bad):
     assert refused(OCTIC, im_z=bad).startswith("Im z ")
 
@@ -83,7 +87,9 @@ def test_the_ratio_falls_along_a_ray_and_is_invariant_under_a_change_of_basis():
     areas = three.gv_charges @ y
     degrees = np.rint(three.gv_charges @ np.linalg.solve(three.cone_coordinates, np.ones(3)))
     sizes = abs(three.gv_invariants) * areas**3 * np.exp(-2 * np.pi * areas)
-    assert instanton_ratio(three, t) == pytest.approx(sizes[degrees == 5].sum() / sizes[degrees == 4].sum(), rel=1e-12)
+    assert instanton_ratio(three, t) == pytest.approx(
+        sizes[degrees == 5].sum() / sizes[degrees == 4].sum(), rel=1e-12
+    )
 
 
 def test_a_geometry_without_instantons_converges_everywhere():
@@ -136,7 +142,9 @@ def test_a_region_survives_json():
 def test_containment_is_judged_in_cone_coordinates():
     three = load_geometry("ks-h12-3b")
     region = Region.parse(three, "1:2", ":10")
-    t = np.array([[1.5, 1.5, 1.5], [1 - 1e-9, 1.5, 2 + 1e-9], [0.9, 1.5, 1.5], [1.5, 1.5, 1.5], [np.nan, 1.5, 1.5]])
+    t = np.array(
+        [[1.5, 1.5, 1.5], [1 - 1e-9, 1.5, 2 + 1e-9], [0.9, 1.5, 1.5], [1.5, 1.5, 1.5], [np.nan, 1.5, 1.5]]
+    )
     z = 0.3 + 1j * np.linalg.solve(three.cone_coordinates, t.T).T
     tau = np.array([2j, 10j, 2j, 0.5j, 2j])
     assert region.contains(three, z, tau).tolist() == [True, True, False, False, False]

@@ -1,0 +1,230 @@
+"""The commands as a user types them, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MATFORGE = [sys.executable, "-m", "matforge"]
+
+
+def matforge(*arguments: str, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command; never with a terminal."""
+    return subprocess.run(
+        [*MATFORGE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+    )
+
+
+def one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """The command refused: exit code 2, one line that holds the words, no traceback, nothing on stdout."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert result.stdout == ""
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize("arguments", [(), ("run",), ("resume",), ("status",), ("vacua",), ("vacua", "search")])
+def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
+    result = matforge(*arguments, "--help")
+    assert result.returncode == 0
+    assert "Usage: matforge" in result.stdout.replace("python -m matforge", "matforge")
+
+
+def test_the_version_is_printed() -> None:
+    from matforge import __version__
+
+    assert matforge("--version").stdout.strip() == f"matforge {__version__}"
+
+
+BAD = {
+    "an unknown preset names the nearest": (("--preset", "p11169-slcie"), ("p11169-slice",)),
+    "an unknown geometry names the nearest": (("--geometry", "octik", "--nmax", "3", "--im-z", "2:5"), ("octic",)),
+    "an empty range": (("--im-z", "5:2"), ("5", "2")),
+    "a range that is no range": (("--im-z", "two:five"), ("LO:HI",)),
+    "too many ranges": (("--im-z", "2:5,2:5,2:5"), ("3 ranges",)),
+    "a box outside the Kähler cone": (("--im-z", "-1:5"), ("Kähler cone",)),
+    "a box below convergence": (
+        ("--geometry", "octic", "--nmax", "3", "--im-z", "1.5:5"), ("instanton series", "1."),
+    ),
+    "nmax below 1": (("--nmax", "0"), ("nmax",)),
+    "nmax that is no integer": (("--nmax", "2.5"), ("nmax",)),
+    "s below the fundamental domain": (("--s", "0.5:10"), ("fundamental domain",)),
+    "an unknown strategy": (("--strategy", "refine_promisin"), ("refine_promising",)),
+    "a strategy file that is not there": (("--strategy", "nowhere.py:X"), ("nowhere.py",)),
+    "an unknown executor": (("--executor", "slurm"), ("local",)),
+    "no workers": (("--workers", "0"), ("workers",)),
+    "an unknown layout": (("--layout", "flat"), ("full",)),
+    "a geometry without a box": (("--geometry", "octic"), ("--nmax", "--im-z")),
+    "no block": (("--block", "0"), ("--block",)),
+    "a leaf that is too large": (("--leaf", "3"), ("--leaf",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD, ids=lambda case: case.replace(" ", "-"))
+def test_a_bad_search_is_refused_in_one_sentence_before_any_work(case: str, tmp_path: Path) -> None:
+    arguments, words = BAD[case]
+    one_sentence(matforge("vacua", "search", *arguments, "--dir", str(tmp_path / "runs")), *words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    one_sentence(matforge("vacua", "search", "--dir", str(tmp_path / "file" / "runs")), "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"colour": 1}, ("colour",)),
+        ({"c2": [44.5]}, ("c2", "44.5")),
+        ({"intersection_numbers": [[2]]}, ("intersection_numbers",)),
+        ({"h12": 2}, ("intersection_numbers",)),
+    ],
+    ids=["unknown-key", "half-an-integer", "wrong-shape", "wrong-h12"],
+)
+def test_a_bad_geometry_file_is_refused_with_its_name_and_entry(
+    change: dict[str, object], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    from matforge.vacua import load_geometry
+
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**load_geometry("octic").to_dict(), **change}))
+    result = matforge("vacua", "search", "--geometry", str(path), "--nmax", "2", "--im-z", "2:5")
+    one_sentence(result, "mine.json", *words)
+
+
+def test_a_geometry_file_of_ones_own_can_be_searched(tmp_path: Path) -> None:
+    from matforge.vacua import load_geometry
+
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**load_geometry("octic").to_dict(), "name": "mine"}))
+    result = matforge(
+        "vacua", "search", "--geometry", str(path), "--nmax", "2", "--im-z", "2:7", "--s", ":30", "--json", "-q",
+        "--dir", str(tmp_path / "runs"),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["by_n_flux"] == {"1": 2, "2": 11}
+
+
+def test_a_search_prints_its_counts_and_where_everything_is(tmp_path: Path) -> None:
+    result = matforge("vacua", "search", "--dir", str(tmp_path), "--workers", "2")
+    assert result.returncode == 0, result.stderr
+    assert "21 vacua modulo sign, 42 with both signs" in result.stdout
+    run = next(tmp_path.iterdir())
+    for name in ("status.json", "matforge_workflow.log", "out", "vacua.parquet", "summary.json"):
+        assert str(run / name) in result.stderr
+    status = matforge("status", str(tmp_path))
+    assert "completed" in status.stdout
+    document = json.loads(matforge("status", str(tmp_path), "--json").stdout)
+    assert document["schema_version"] == 2
+    assert document["current"]["failed"] == 0
+    picture = matforge("vacua", "plot", str(tmp_path), "-o", str(tmp_path / "v.png"))
+    assert picture.returncode == 0, picture.stderr
+    assert (tmp_path / "v.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_a_strategy_from_a_file_steers_the_search_and_survives_a_resume(tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "strategies" / "refine_promising.py"
+    mine = tmp_path / "mine.py"
+    mine.write_text(source.read_text().replace("class RefinePromising", "class Mine"))
+    result = matforge(
+        "vacua", "search", "--strategy", f"{mine}:Mine", "--dir", str(tmp_path / "runs"), "-q", "--json"
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["count_mod_sign"] == 21
+
+
+SCRIPT = """
+import sys
+from matforge import Pipeline
+pipe = Pipeline()
+
+@pipe.chore()
+def work(n):
+    if n == {bad}:
+        raise ValueError("seven is not for me")
+    return n + 1
+
+for n in range(10):
+    work(n)
+print("arguments", sys.argv[1:])
+pipe.submit()
+"""
+
+
+def test_a_script_that_ends_after_submit_still_finishes_its_run(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(bad=-1))
+    result = matforge("run", "--workers", "2", "--dir", "runs", "script.py", "--", "-x", "3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "arguments ['-x', '3']" in result.stdout
+    status = json.loads(matforge("status", str(tmp_path / "runs"), "--json").stdout)
+    assert status["workflow"]["state"] == "completed"
+    assert status["current"]["completed"] == 10
+
+
+def test_a_failed_chore_makes_the_command_fail_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(bad=7))
+    result = matforge("run", "--dir", "runs", "script.py", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "seven is not for me" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["resume", "status"])
+def test_a_folder_without_a_run_is_refused_in_one_sentence(command: str, tmp_path: Path) -> None:
+    one_sentence(matforge(command, str(tmp_path)), str(tmp_path))
+    one_sentence(matforge(command, str(tmp_path / "nowhere")), "nowhere")
+
+
+def test_a_missing_script_is_refused_in_one_sentence() -> None:
+    one_sentence(matforge("run", "nowhere.py"), "nowhere.py")
+
+
+SLOW_SCRIPT = """
+import time
+from matforge import Pipeline
+pipe = Pipeline()
+
+@pipe.chore()
+def work(n):
+    open("begun", "w").close()
+    time.sleep(600)
+
+work(1)
+pipe.submit().result()
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, tmp_path: Path) -> None:
+    import psutil
+
+    (tmp_path / "script.py").write_text(SLOW_SCRIPT)
+    driver = subprocess.Popen(
+        [*MATFORGE, "run", "--dir", str(tmp_path / "runs"), "script.py"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    process = psutil.Process(driver.pid)
+    while driver.poll() is None and not list(tmp_path.glob("runs/*/out/*/begun")):
+        psutil.wait_procs([], timeout=0.05)
+    family = process.children(recursive=True)
+    driver.send_signal(signum)
+    _, errors = driver.communicate(timeout=20)
+    assert driver.returncode == code, errors
+    assert "Traceback" not in errors
+    gone, alive = psutil.wait_procs(family, timeout=5)
+    assert gone
+    assert not alive
+    status = json.loads(matforge("status", str(tmp_path / "runs"), "--json").stdout)
+    assert status["workflow"]["state"] == "interrupted"

@@ -1,0 +1,16 @@
+"""Shared by all tests: a cache of their own, so that nothing of the user's is read or written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MATFORGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        for name in ("MATFORGE_EXECUTOR", "MATFORGE_WORKERS", "MATFORGE_DIR", "MATFORGE_LAYOUT"):
+            patch.delenv(name, raising=False)
+        yield
