@@ -112,10 +112,6 @@ def _request(
 def _tuning(block: int | None, leaf: float | None) -> Any:
     from matforge.vacua.campaign import Tuning
 
-    if block is not None and block < 1:
-        leave(Exit.USAGE, f"--block must be at least 1, not {block}.")
-    if leaf is not None and not 0.005 <= leaf <= 0.3:
-        leave(Exit.USAGE, f"--leaf must lie between 0.005 and 0.3, not {leaf:g}.")
     changes = {name: value for name, value in (("block", block), ("leaf", leaf)) if value is not None}
     return Tuning(**changes)
 

@@ -345,7 +345,8 @@ class Graph:
         node = self._current(event.id, event.number)
         if node is None:
             return []
-        node.losses += 1
+        # a node's death is nobody's fault; a slot's may be the chore's
+        node.losses += event.failure.kind is not FailureKind.NODE_LOST
         if node.cancelling:
             return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled while it ran."))
         if node.losses >= self.max_losses:

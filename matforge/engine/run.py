@@ -414,7 +414,7 @@ class Run:
         elif kind == "lost":
             self._replay_lost(record)
         elif kind == "resume":
-            pass
+            self._end_orphans()
         elif kind not in ("cancel", "decide", "run", "submitted", "state"):
             raise MatForgeError(
                 f"The journal of {self.store.path} holds a record of kind {kind!r}, which this version "

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matforge.chore import ChoreRegistry
-from matforge.model import WithReport
+from matforge.model import UsageError, WithReport
 from matforge.vacua.geometry import Geometry
 from matforge.vacua.region import Region
 
@@ -67,6 +67,14 @@ class Tuning:
     group: int = GROUP
     conjugation: bool = True
     """Search Re z1 >= 0 only and add the complex conjugate images."""
+
+    def __post_init__(self) -> None:
+        for name in ("block", "budget", "batch", "group"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"{name} must be a whole number of at least 1, not {value!r}.")
+        if not 0.005 <= self.leaf <= 0.3:
+            raise UsageError(f"leaf must lie between 0.005 and 0.3, not {self.leaf!r}.")
 
 
 # ---------------------------------------------------------------- chores
@@ -154,7 +162,7 @@ def isd_chunk(problem: Mapping[str, Any], h: Any, group: int, unfinished: Any = 
         boxes, geometry, region, h, budget=tuning.budget, unfinished=unfinished
     )
     pieces = completion.split_unfinished(found.unfinished, 2) if found.unfinished is not None else []
-    counts = {**found.counters, "cpu_s": _spent(began)}
+    counts = {**found.counters, "h_begun": 0 if unfinished is not None else len(h), "cpu_s": _spent(began)}
     result = {
         "fluxes": found.fluxes,
         "moduli": found.moduli,
@@ -212,8 +220,8 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     Raises
     ------
     RuntimeError
-        If a shard holds another number of rows than its chore wrote: a missing block must never
-        look like a result.
+        If a shard holds another number of rows than its chore wrote, or not every h and every
+        start was done: a missing block must never look like a result.
     """
     from matforge.vacua import summary, table
 
@@ -223,9 +231,15 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     fluxes, moduli, tau = _stack([_read_shard(run_dir, shard) for shard in shards], geometry.h12)
     _compile("vacua-newton")
     vacua = table.canonical(geometry, region, fluxes, moduli, tau)
-    table.write(run_dir / "vacua.parquet", vacua)
     counts = _add_counts([plan["counts"], *(shard["counts"] for shard in shards)])
     counts["cpu_s"] = counts.get("cpu_s", 0.0) + _spent(began)
+    for done, all_of in (("h_begun", "h"), ("newton_starts", "starts")):
+        if counts.get(done, 0) != counts.get(all_of, 0):
+            raise RuntimeError(
+                f"{counts.get(done, 0)} of {counts.get(all_of, 0)} were done ({done} of {all_of}); the "
+                "strategy did not spawn everything, so the search is not complete."
+            )
+    table.write(run_dir / "vacua.parquet", vacua)
     document = summary.document(geometry, region, vacua, counts, len(shards), run_dir)
     summary.write(run_dir / "summary.json", document)
     return WithReport(document, {"vacua": vacua.num_rows})

@@ -64,8 +64,8 @@ BAD = {
     "no workers": (("--workers", "0"), ("workers",)),
     "an unknown layout": (("--layout", "flat"), ("full",)),
     "a geometry without a box": (("--geometry", "octic"), ("--nmax", "--im-z")),
-    "no block": (("--block", "0"), ("--block",)),
-    "a leaf that is too large": (("--leaf", "3"), ("--leaf",)),
+    "no block": (("--block", "0"), ("block",)),
+    "a leaf that is too large": (("--leaf", "3"), ("leaf",)),
 }  # fmt: skip
 
 

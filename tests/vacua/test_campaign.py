@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from matforge.engine import journal
-from matforge.model import RunState
+from matforge.model import RunState, UsageError
 from matforge.session import RunFailedError, reopen
+from matforge.strategies.refine_promising import RefinePromising
+from matforge.strategy import Event, FutureProcessingStrategy, Spawn
 from matforge.vacua import load_geometry
 from matforge.vacua.campaign import Tuning, search, start
 from matforge.vacua.region import PRESETS, Region, preset
@@ -93,7 +95,7 @@ def test_the_files_promised_are_there_with_their_columns(slice_run: Path) -> Non
         {"workers": 1},
         {"workers": 4},
         {"tuning": Tuning(block=100, batch=500, group=3)},
-        {"tuning": Tuning(budget=20_000)},
+        {"tuning": Tuning(budget=5_000)},
         {"layout": "packed"},
         {"layout": "full"},
     ],
@@ -106,7 +108,7 @@ def test_the_bytes_do_not_depend_on_how_the_work_is_done(
 
 
 def test_a_budget_makes_chunks_hand_back_work_that_the_strategy_spawns_again(tmp_path: Path) -> None:
-    run = run_preset("p11169-slice", tmp_path, workers=2, tuning=Tuning(budget=20_000))
+    run = run_preset("p11169-slice", tmp_path, workers=2, tuning=Tuning(budget=5_000))
     records, _ = journal.read(run / "journal.jsonl")
     reports = [r["p"] for r in records if r["e"] == "end" and "starts" in r.get("p", {})]
     assert sum(report["unfinished"] for report in reports) > 10
@@ -202,14 +204,46 @@ def test_a_search_killed_after_every_journal_record_resumes_to_the_same_bytes(
             resumed_exactly(run, digest(undisturbed))
 
 
-def test_a_search_whose_chunk_fails_has_no_table(tmp_path: Path) -> None:
+class BreaksAChunk(RefinePromising):
+    """Gives one chunk an h that is no h."""
+
+    inline = True
+
+    def _cover(self, event: Event) -> list[Spawn]:
+        spawned = super()._cover(event)
+        problem, h, group = spawned[-1].spec.args
+        spawned[-1] = self._spawn("isd_chunk", problem, "no array", group)
+        return spawned
+
+
+class ForgetsAChunk(RefinePromising):
+    """Gives every chunk but the last, which it gives a part of its block."""
+
+    inline = True
+
+    def _cover(self, event: Event) -> list[Spawn]:
+        spawned = super()._cover(event)
+        problem, h, group = spawned[-1].spec.args
+        spawned[-1] = self._spawn("isd_chunk", problem, h[:5], group)
+        return spawned
+
+
+@pytest.mark.parametrize("strategy", [BreaksAChunk, ForgetsAChunk])
+def test_a_search_that_is_not_complete_has_no_table(
+    tmp_path: Path, strategy: type[FutureProcessingStrategy]
+) -> None:
     geometry = load_geometry("p11169")
     region = Region.parse(geometry, "2:5", "2:10", 4)
-    session = start(geometry, region, basedir=tmp_path, workers=1, tuning=Tuning(batch=-1))
+    session = start(geometry, region, basedir=tmp_path, workers=2, strategy=strategy())
     assert session.wait() is RunState.FAILED
     with pytest.raises(RunFailedError):
         session.outcome()
     assert not (session.run_dir / "vacua.parquet").exists()
+
+
+def test_a_tuning_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(UsageError, match="batch"):
+        Tuning(batch=-1)
 
 
 # ---------------------------------------------------------------- the published and exhausted counts
