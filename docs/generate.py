@@ -1,7 +1,7 @@
 """Draws the state diagram of the architecture page from the engine's own table.
 
-    python docs/generate.py          rewrites docs/architecture.md
-    python docs/generate.py --check  exits with 1 if it is not current
+python docs/generate.py          rewrites docs/architecture.md
+python docs/generate.py --check  exits with 1 if it is not current
 """
 
 from __future__ import annotations

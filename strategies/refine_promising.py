@@ -45,12 +45,15 @@ class RefinePromising(FutureProcessingStrategy):
         self.open: dict[int, dict[str, Any]] = {}
         """Group -> chores of it that have not ended, and the ids of those that have."""
         self.shards: list[str] = []
+        self.hopeless = False
+        """Whether something has failed; then nothing more is spawned."""
 
     def on_event(self, view: View, event: Event) -> Iterable[Decision]:
         """Answer the end of a chore by its kind."""
-        if event.outcome is ChoreState.FAILED:
+        if event.outcome is ChoreState.FAILED and not self.hopeless:
+            self.hopeless = True
             return [Stop(f"{event.chore.id} failed, so no complete answer can come")]
-        if not event.ok:
+        if self.hopeless or not event.ok:
             return ()
         kinds = {
             "cover": self._cover,

@@ -69,7 +69,9 @@ def test_every_command_shown_is_a_command_with_these_options(page: Path) -> None
     from matforge.cli.app import app
 
     text = page.read_text()
-    shown = re.findall(r"^(?:\S*bin/)?(matforge [^\n#`&|]*)", "\n".join(blocks(page, "bash")), flags=re.MULTILINE)
+    shown = re.findall(
+        r"^(?:\S*bin/)?(matforge [^\n#`&|]*)", "\n".join(blocks(page, "bash")), flags=re.MULTILINE
+    )
     shown += re.findall(r"`(matforge [a-z][^`…]*)`", text)
     for line in shown:
         words = line.split()[1:]
@@ -78,14 +80,23 @@ def test_every_command_shown_is_a_command_with_these_options(page: Path) -> None
             command = command.commands[words.pop(0)]
             context = typer.Context(command, parent=context)
         assert words != [] or not hasattr(command, "commands"), line
-        known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+        known = {
+            option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]
+        }
         before = words[: words.index("--")] if "--" in words else words
         unknown = {w for w in before if w.startswith("-") and w not in known}
         assert not unknown, f"{page.name}: {line}"
 
 
 def test_nothing_in_the_project_names_this_machine_or_a_registry() -> None:
-    words = ["py" + "pi.org", "python" + "hosted", "deb.debian" + ".org", "registry" + ".npmjs", "/work" + "/", "/ro" + "ot/"]
+    words = [
+        "py" + "pi.org",
+        "python" + "hosted",
+        "deb.debian" + ".org",
+        "registry" + ".npmjs",
+        "/work" + "/",
+        "/ro" + "ot/",
+    ]
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode:
         pytest.skip("not a git checkout")

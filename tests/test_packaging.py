@@ -26,14 +26,33 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     if names.returncode:
         pytest.skip("not a git checkout")
     for name in names.stdout.splitlines():
-        if (ROOT / name).is_file() and name.split("/")[0] in ("matforge", "strategies", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).is_file() and name.split("/")[0] in (
+            "matforge",
+            "strategies",
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+        ):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        folder,
+        source,
+    ]
     built = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert built.returncode == 0, built.stderr
     return next(folder.glob("*.whl"))
@@ -45,7 +64,9 @@ def test_the_wheel_works_without_the_source_tree(wheel: Path, tmp_path: Path) ->
         assert "matforge/py.typed" in archive.namelist()
         assert not [n for n in archive.namelist() if n.startswith(("tests/", "docs/"))]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    ended = subprocess.run([sys.executable, "-c", CHECK], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", CHECK], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     assert str(tmp_path / "site") in ended.stdout
     assert "RefinePromising" in ended.stdout

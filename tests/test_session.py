@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,11 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matforge.chore import Call, ChoreSpec
+from matforge.engine import journal
+from matforge.engine.lock import LockedError
+from matforge.engine.status import read_status
 from matforge.engine.store import JOURNAL_NAME, LOCK_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.model import (
-    Attempt,
     ChoreState,
     Failure,
     FailureKind,
@@ -27,7 +35,7 @@ from matforge.model import (
     RunState,
     UsageError,
 )
-from matforge.session import InterruptedRunError, RunFailedError, Settings, begin, reopen
+from matforge.session import RunFailedError, Settings, begin, reopen
 from matforge.strategy import (
     Cancel,
     Decision,
@@ -35,7 +43,6 @@ from matforge.strategy import (
     FutureProcessingStrategy,
     Reprioritise,
     Spawn,
-    Stop,
     View,
     thaw_state,
 )
@@ -76,7 +83,7 @@ class Busy(FutureProcessingStrategy):
         self.failures = 0
 
     def on_start(self, view: View) -> Iterable[Decision]:
-        return [Spawn(ChoreSpec((), None, "grow")), Spawn(ChoreSpec((), None, "endless", key="endless"))]
+        return [Spawn(ChoreSpec((), None, "grow")), Spawn(ChoreSpec((), None, "slow", key="extra"))]
 
     def on_event(self, view: View, event: Event) -> Iterable[Decision]:
         self.seen += 1
@@ -167,7 +174,7 @@ def test_a_run_killed_again_and_again_ends_the_same(folder: Path) -> None:
     for life in range(12):
         copy = killed_after(run_dir, at, folder / f"life-{life}")
         before = records(copy)
-        session, executor = resume(copy, busy, workers=1 + life % 4)
+        session, executor = resume(copy, busy, workers=2 + life % 3)
         session.wait(60)
         assert outcome(session) == expected
         assert not {a.chore_id for a in executor.history} & completed_in(before)
@@ -270,3 +277,343 @@ def test_any_run_killed_anywhere_ends_the_same_on_any_number_of_workers(
             assert sorted(state.seen) == sorted(key[:8] for key in expected)
     finally:
         shutil.rmtree(folder)
+
+
+# ---------------------------------------------------------------- beginning
+
+
+def open_files() -> set[str]:
+    """What this process has open, sockets and pipes included."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.add(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"executor": "lokal"}, "There is no executor 'lokal'"),
+        ({"workers": 0}, "--workers must be a whole number of at least 1, not 0"),
+        ({"layout": "flat"}, "The layout must be one of auto, full, packed, not 'flat'"),
+        ({"durability": "eternal"}, "durability must be one of process, power, not 'eternal'"),
+        ({"log_delay": -1.0}, "log_delay must be a number of seconds, not -1.0"),
+        ({"log_delay": "often"}, "log_delay must be a number of seconds, not 'often'"),
+        ({"name": Path("x")}, "name must be a string"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_told_before_anything_is_made(
+    folder: Path, wrong: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        begin(Settings(folder, **wrong), registry("work"), [call("work")])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_chore_that_can_never_fit_is_told_before_anything_is_made(folder: Path) -> None:
+    executor = SimulatedExecutor(workers=2)
+    with pytest.raises(UsageError, match=r"'wide' can never run here\. It needs 3 cores, and there are 2"):
+        play(folder, [call("wide", cores=3)], executor=executor)
+    assert list(folder.iterdir()) == []
+    assert executor.closed
+
+
+class Interrupting(SimulatedExecutor):
+    """Stands for a Ctrl-C that hits while the run is being made."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def capacity(self) -> Any:
+        """As always, but for one call."""
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().capacity()
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupt_while_a_run_is_made_leaves_neither_lock_nor_open_file(folder: Path, at: int) -> None:
+    before = open_files()
+    with pytest.raises(KeyboardInterrupt):
+        play(folder, [call("work")], executor=Interrupting(at))
+    assert list(folder.glob("*/run.lock")) == []
+    assert open_files() == before
+
+
+def test_a_payload_that_cannot_be_written_leaves_neither_lock_nor_open_file(folder: Path) -> None:
+    class Occupying(SimulatedExecutor):
+        def capacity(self) -> Any:
+            for run_dir in folder.glob("matforge*"):
+                (run_dir / "segments").touch()
+            return super().capacity()
+
+    before = open_files()
+    with pytest.raises(MatForgeError, match="cannot be written: there is a file of that name"):
+        play(folder, [call("work")], executor=Occupying(), layout="packed")
+    assert list(folder.glob("*/run.lock")) == []
+    assert open_files() == before
+
+
+def test_a_function_or_strategy_that_cannot_be_pickled_is_named(folder: Path) -> None:
+    entries = registry("work")
+    lock = threading.Lock()
+    entries.register(lambda: lock, name="locked")
+    with pytest.raises(UsageError, match="Chore 'locked' cannot be pickled: "):
+        begin(Settings(folder), entries, [call("work")], executor=SimulatedExecutor())
+    strategy = Busy()
+    strategy.lock = lock  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="The strategy Busy cannot be pickled: "):
+        play(folder, [call("work")], strategy=strategy)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_run_says_where_it_writes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    session, _ = play(folder, [call("work")], quiet=False)
+    session.wait(30)
+    said = capsys.readouterr().err
+    for name in ("status.json", "matforge_workflow.log", "out"):
+        assert str(session.run_dir / name) in said
+        assert (session.run_dir / name).exists()
+
+
+def test_a_run_leaves_no_open_file_and_no_handler_of_the_log(folder: Path) -> None:
+    before, handlers = open_files(), list(logging.getLogger("matforge").handlers)
+    for layout in ("full", "packed"):
+        session, _ = play(folder, [call("work")], layout=layout)
+        session.wait(30)
+        assert resume(session.run_dir)[0].wait(30) is RunState.COMPLETED
+    assert open_files() == before
+    assert logging.getLogger("matforge").handlers == handlers
+
+
+# ---------------------------------------------------------------- what a session has
+
+
+def test_results_are_a_lazy_mapping_of_what_has_completed(folder: Path) -> None:
+    session, _ = play(
+        folder,
+        [call("good"), call("bad"), call("after", ref("bad", 2)), call("endless")],
+        lambda task: Outcome(1.0, 42, failure=BOOM if task.name == "bad" else None),
+    )
+    assert session.wait(30) is RunState.FAILED
+    sentence = r"chore-bad-0002 failed \(exception\): boom, and 1 more did not complete"
+    with pytest.raises(RunFailedError, match=sentence) as error:
+        session.outcome()
+    assert dict(error.value.results) == {"chore-good-0001": 42, "chore-endless-0004": 42}
+    assert len(error.value.results) == 2
+    assert "chore-bad-0002" not in error.value.results
+    assert error.value.failures["chore-bad-0002"] == BOOM
+    assert error.value.failures["chore-after-0003"].root == "chore-bad-0002"
+    with pytest.raises(MatForgeError, match=r"chore-bad-0002 failed \(exception\): boom"):
+        session.read_result("chore-bad-0002")
+    with pytest.raises(MatForgeError, match="chore-x-0009 is not a chore of the run in"):
+        session.read_result("chore-x-0009")
+
+
+def test_waiting_has_an_end_and_the_run_goes_on(folder: Path) -> None:
+    gate = threading.Event()
+
+    def behaviour(task: Task) -> Outcome:
+        gate.wait(60)
+        return Outcome(1.0, 1)
+
+    session, _ = play(folder, [call("work")], behaviour)
+    with pytest.raises(TimeoutError, match=r"has not ended after 0\.01 s; it goes on"):
+        session.wait(0.01)
+    with pytest.raises(TimeoutError, match=r"chore-work-0001 has not ended after 0.01 s; the run goes on"):
+        session.wait_for("chore-work-0001", 0.01)
+    with pytest.raises(MatForgeError, match="chore-work-0001 has no result yet"):
+        session.read_result("chore-work-0001")
+    gate.set()
+    session.wait_for("chore-work-0001", 30)
+    assert session.wait(30) is RunState.COMPLETED
+    assert dict(session.outcome()) == {"chore-work-0001": 1}
+
+
+# ---------------------------------------------------------------- going on
+
+
+def test_a_finished_run_that_is_resumed_starts_nothing(folder: Path) -> None:
+    session, _ = play(folder, [call("work"), call("work")], lambda task: Outcome(1.0, 5))
+    session.wait(30)
+    again, executor = resume(session.run_dir)
+    assert again.wait(30) is RunState.COMPLETED
+    assert dict(again.outcome()) == {"chore-work-0001": 5, "chore-work-0002": 5}
+    assert executor.history == []
+    assert not executor.started
+
+
+def test_a_failed_run_that_is_resumed_has_failed_with_the_same_sentence(folder: Path) -> None:
+    session, _ = play(folder, [call("bad"), call("after", ref("bad", 1))], lambda task: Outcome(failure=BOOM))
+    session.wait(30)
+    again, _ = resume(session.run_dir)
+    assert again.wait(30) is RunState.FAILED
+    sentences = []
+    for one in (session, again):
+        with pytest.raises(RunFailedError) as error:
+            one.outcome()
+        sentences.append(str(error.value))
+        assert error.value.failures == session.failures
+    assert sentences[0] == sentences[1]
+    failures = read_status(session.run_dir)["failures"]
+    assert [f["chore_id"] for f in failures] == ["chore-bad-0001", "chore-after-0002"]
+
+
+def test_a_failure_that_was_cut_in_half_is_listed_once(folder: Path) -> None:
+    """The journal ends after the failing chore, before the ones that needed it."""
+    session, _ = play(folder, [call("bad"), call("after", ref("bad", 1))], lambda task: Outcome(failure=BOOM))
+    session.wait(30)
+    count = next(n for n, r in enumerate(records(session.run_dir)) if r["e"] == "end") + 1
+    again, _ = resume(killed_after(session.run_dir, count, folder / "killed"))
+    assert again.wait(30) is RunState.FAILED
+    failures = read_status(again.run_dir)["failures"]
+    assert [f["chore_id"] for f in failures] == ["chore-bad-0001", "chore-after-0002"]
+    assert (again.run_dir / "out/chore-after-0002/metadata.json").exists()
+
+
+def test_the_status_goes_on_counting_after_a_resume(folder: Path) -> None:
+    session, _ = play(folder, [call("work")], log_delay=0.0)
+    session.wait(30)
+    resume(session.run_dir)[0].wait(30)
+    lines = (session.run_dir / "status_history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_torn_end_is_cut_off_with_a_note(folder: Path) -> None:
+    session, _ = play(folder, [call("work")])
+    session.wait(30)
+    with (session.run_dir / JOURNAL_NAME).open("ab") as file:
+        file.write(b'{"seq":99,"e":"en')
+    again, _ = resume(session.run_dir)
+    assert again.wait(30) is RunState.COMPLETED
+    assert [r["torn"] for r in records(again.run_dir) if r["e"] == "resume"] == [17]
+    assert "cut off 17 bytes" in (again.run_dir / "matforge_workflow.log").read_text()
+
+
+def damaged(run_dir: Path) -> None:
+    data = bytearray((run_dir / JOURNAL_NAME).read_bytes())
+    data[100] ^= 1
+    (run_dir / JOURNAL_NAME).write_bytes(data)
+
+
+def newer(run_dir: Path) -> None:
+    first, *rest = (run_dir / JOURNAL_NAME).read_bytes().splitlines()
+    record = journal.decode(first)
+    assert record is not None
+    lines = [journal.encode({**record, "v": 99, "matforge": "9.9"}), *(line + b"\n" for line in rest)]
+    (run_dir / JOURNAL_NAME).write_bytes(b"".join(lines))
+
+
+def without_strategy(run_dir: Path) -> None:
+    (run_dir / "out/registry/strategy").unlink()
+
+
+def without_journal(run_dir: Path) -> None:
+    (run_dir / JOURNAL_NAME).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (damaged, "is damaged at byte 0 "),
+        (newer, "was written by MatForge 9.9, which is newer than this"),
+        (without_strategy, "The strategy of the run cannot be loaded from .*strategy: FileNotFoundError"),
+        (without_journal, "cannot be read: No such file"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_that_cannot_be_resumed_says_why_and_leaves_neither_lock_nor_open_file(
+    folder: Path, spoil: Any, sentence: str
+) -> None:
+    session, _ = play(folder, [call("work")], layout="packed")
+    session.wait(30)
+    spoil(session.run_dir)
+    before, journal_before = open_files(), sorted(p.name for p in session.run_dir.iterdir())
+    with pytest.raises(MatForgeError, match=sentence):
+        resume(session.run_dir)
+    assert open_files() == before
+    assert sorted(p.name for p in session.run_dir.iterdir()) == journal_before
+
+
+def test_a_run_that_another_driver_holds_is_not_resumed(folder: Path) -> None:
+    gate = threading.Event()
+    session, _ = play(folder, [call("work")], lambda task: Outcome(1.0 if gate.wait(60) else 0.0))
+    with pytest.raises(LockedError, match=f"is being run by process {os.getpid()} on "):
+        resume(session.run_dir)
+    gate.set()
+    assert session.wait(30) is RunState.COMPLETED
+
+
+def test_the_settings_of_a_run_are_kept_and_may_be_overruled(folder: Path) -> None:
+    kept = {"name": "my run", "campaign": "c", "layout": "packed", "durability": "power"}
+    session, _ = play(folder, [call("work")], **kept)
+    session.wait(30)
+    again, _ = resume(session.run_dir)
+    again.wait(30)
+    workflow = read_status(session.run_dir)["workflow"]
+    assert (workflow["name"], workflow["campaign"]) == ("my run", "c")
+    with pytest.raises(UsageError, match="There is no executor 'quantum'"):
+        reopen(session.run_dir, executor="quantum", quiet=True)
+
+
+# ---------------------------------------------------------------- signals
+
+SCRIPT = """
+import os, signal, sys, threading
+from pathlib import Path
+from matforge.executors.simulated import Outcome, SimulatedExecutor
+from tests.harness import call, play
+
+def behaviour(task):
+    if task.attempt.chore_id == "chore-work-0003":
+        os.kill(os.getpid(), int(sys.argv[2]))
+    return Outcome(1.0, 1)
+
+session, _ = play(Path(sys.argv[1]), [call("work", n) for n in range(200)], behaviour, workers=1)
+session.wait(60)
+if sys.argv[3] == "late":
+    os.kill(os.getpid(), int(sys.argv[2]))
+    session.manager.done.wait(1)
+print("not interrupted")
+"""
+
+
+def run_script(folder: Path, sent: signal.Signals, when: str = "") -> subprocess.CompletedProcess[str]:
+    """A script whose run gets a signal while its third chore begins."""
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(int(sent)), when]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
+    return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_cleanly_and_it_can_be_resumed(folder: Path, sent: signal.Signals) -> None:
+    ended = run_script(folder, sent)
+    assert "not interrupted" not in ended.stdout
+    if sent is signal.SIGTERM:
+        assert ended.returncode == 75, ended.stderr
+    else:
+        assert "KeyboardInterrupt" in ended.stderr
+    (run_dir,) = folder.iterdir()
+    assert read_status(run_dir)["workflow"]["state"] == "interrupted"
+    assert not (run_dir / LOCK_NAME).exists()
+    done = completed_in(records(run_dir))
+    session, executor = resume(run_dir, lambda task: Outcome(1.0, 1))
+    assert session.wait(30) is RunState.COMPLETED
+    assert len(session.results) == 200
+    assert not {a.chore_id for a in executor.history} & done
+
+
+def test_a_signal_after_the_run_does_what_it_always_did(folder: Path) -> None:
+    """The first chores are numbered otherwise, so only the late signal is sent."""
+    script = SCRIPT.replace("chore-work-0003", "nobody")
+    command = [sys.executable, "-c", script, str(folder), str(int(signal.SIGTERM)), "late"]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *filter(None, sys.path)])}
+    ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == -signal.SIGTERM
+    assert read_status(next(folder.iterdir()))["workflow"]["state"] == "completed"

@@ -27,7 +27,9 @@ app = typer.Typer(
 )
 app.add_typer(vacua.app, name="vacua")
 
-RunArgument = Annotated[Path, typer.Argument(help="The directory of a run, or a folder that holds exactly one.")]
+RunArgument = Annotated[
+    Path, typer.Argument(help="The directory of a run, or a folder that holds exactly one.")
+]
 
 
 def run() -> None:

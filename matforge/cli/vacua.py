@@ -23,14 +23,14 @@ ROWS = 10
 ACROSS = 12
 """Counts per N_flux that are shown side by side."""
 
-app = typer.Typer(
-    help="Every string-theory flux vacuum in a region of moduli space.", no_args_is_help=True
-)
+app = typer.Typer(help="Every string-theory flux vacuum in a region of moduli space.", no_args_is_help=True)
 
 
 @app.command()
 def search(
-    preset: Annotated[str | None, typer.Option(help=f"A named search; default {DEFAULT_PRESET}. See `presets`.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"A named search; default {DEFAULT_PRESET}. See `presets`.")
+    ] = None,
     geometry: Annotated[str | None, typer.Option(help="Name of a geometry, or a JSON file.")] = None,
     nmax: Annotated[str | None, typer.Option(help="Largest N_flux.")] = None,
     im_z: Annotated[
@@ -42,7 +42,9 @@ def search(
     strategy: Annotated[str | None, typer.Option(help="NAME or FILE.py:Class.")] = None,
     directory: Annotated[Path | None, typer.Option("--dir", help="Folder for the run directory.")] = None,
     layout: Annotated[str | None, typer.Option(help="auto, full or packed.")] = None,
-    block: Annotated[int | None, typer.Option(help="Values of h in a chunk; does not change the answer.")] = None,
+    block: Annotated[
+        int | None, typer.Option(help="Values of h in a chunk; does not change the answer.")
+    ] = None,
     leaf: Annotated[
         float | None, typer.Option(help="Size of the smallest boxes; does not change the answer.")
     ] = None,
@@ -99,7 +101,10 @@ def _request(
     if geometry is not None and preset is None:
         missing = [flag for flag, value in (("--nmax", nmax), ("--im-z", im_z)) if value is None]
         if missing:
-            leave(Exit.USAGE, f"A search of {geometry!r} needs {' and '.join(missing)}, for example --nmax 5 --im-z 2:5.")
+            leave(
+                Exit.USAGE,
+                f"A search of {geometry!r} needs {' and '.join(missing)}, for example --nmax 5 --im-z 2:5.",
+            )
         where = load_geometry(geometry)
         return where, regions.Region.parse(where, im_z, s if s is not None else ":10", nmax), None
     known = regions.preset(preset or DEFAULT_PRESET)
@@ -128,7 +133,7 @@ def _log_to_stderr() -> None:
 
 
 STAGES = (
-    ("cover of the region", ("cover_part", "cover")),
+    ("cover of the region", ("prepare", "cover_part", "cover")),
     ("flux enumeration", ("isd_chunk",)),
     ("Newton refines", ("newton_refine",)),
     ("shards and merge", ("shard_write", "merge")),
@@ -256,7 +261,8 @@ def _complex(x: float, y: float) -> str:
 def plot(
     run: Annotated[Path, typer.Argument(help="A finished search, or a vacua.parquet.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Picture (png, pdf, svg); default: vacua.png in the run.")
+        Path | None,
+        typer.Option("--output", "-o", help="Picture (png, pdf, svg); default: vacua.png in the run."),
     ] = None,
 ) -> None:
     """Draw the set: moduli, tau in its fundamental domain, N_flux and |W0|.
@@ -268,7 +274,9 @@ def plot(
 
     path = run if run.is_file() else find_run(run) / "vacua.parquet"
     if not path.is_file():
-        leave(Exit.USAGE, f"{path} does not exist; the search has not come to its end (see `matforge resume`).")
+        leave(
+            Exit.USAGE, f"{path} does not exist; the search has not come to its end (see `matforge resume`)."
+        )
     target = output or path.with_name("vacua.png")
     plots.plot_file(path, target, title=_title(path))
     print(target)

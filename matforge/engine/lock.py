@@ -1,8 +1,9 @@
 """One driver a run: an exclusive file with a lease, made of operations that work on shared file systems.
 
 No flock, no SQLite, no mmap. The holder writes who it is (host, boot id, pid) and renews the
-lease; another driver takes over only when the holder is known to be dead (same host and boot, no
-such process) or has not renewed for :data:`LEASE_S` seconds.
+lease; another driver takes over only when the holder is known to be dead (it ran where process ids
+mean what they mean here, and there is no such process) or has not renewed for :data:`LEASE_S`
+seconds.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ class LockedError(MatForgeError):
     """Another driver holds the run (exit code 75)."""
 
 
-def boot_id() -> str:
-    """Identifies this boot of this machine: process ids mean nothing across two of them."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown"
+def place() -> dict[str, str]:
+    """Where process ids mean what they mean here: host, boot of it, and container."""
+    found = {"host": socket.gethostname(), "boot": "unknown", "namespace": "unknown"}
+    with contextlib.suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["namespace"] = os.readlink("/proc/self/ns/pid")
+    return found
 
 
 def _process_start(pid: int) -> str:
@@ -40,6 +42,28 @@ def _process_start(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
+
+
+def _alive(pid: int, start: str) -> bool:
+    known = _process_start(pid)
+    if known or start:
+        return known == start
+    try:  # no /proc here
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """What a lock file says; nothing, if it was never filled."""
+    try:
+        data = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def is_held(path: Path) -> bool:
@@ -70,17 +94,16 @@ class RunLock:
             if held is None:
                 continue  # released in between
             if not self._stale(held, now):
+                who = f"process {held['pid']} on {held['host']}" if "pid" in held else "another driver"
                 raise LockedError(
-                    f"{self.path.parent} is being run by process {held.get('pid')} on {held.get('host')}; "
-                    f"wait for it, or end it first."
+                    f"{self.path.parent} is being run by {who}; wait for it, or end it first."
                 )
             self._break(held)
 
     def _create(self, now: float) -> bool:
         token = {
             "token": secrets.token_hex(8),
-            "host": socket.gethostname(),
-            "boot": boot_id(),
+            **place(),
             "pid": os.getpid(),
             "start": _process_start(os.getpid()),
             "renewed_at": now,
@@ -102,22 +125,14 @@ class RunLock:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            data: dict[str, Any] = json.loads(self.path.read_text())
-            return data
+            # empty: made by a driver that died, or still is, between creating and filling it
+            return _parse(self.path) or {"renewed_at": self.path.stat().st_mtime}
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            # written by a driver that died between creating and filling it
-            try:
-                return {"renewed_at": self.path.stat().st_mtime}
-            except OSError:
-                return None
 
     def _stale(self, held: dict[str, Any], now: float) -> bool:
-        if held.get("host") == socket.gethostname() and "boot" in held:
-            if held["boot"] != boot_id():
-                return True
-            return _process_start(int(held["pid"])) != held.get("start")
+        if all(held.get(name) == here for name, here in place().items()):
+            return not _alive(int(held["pid"]), held.get("start", ""))
         return now - float(held.get("renewed_at", 0)) > LEASE_S
 
     def _break(self, held: dict[str, Any]) -> None:
@@ -125,11 +140,7 @@ class RunLock:
         aside = self.path.with_name(f"{self.path.name}.stale-{secrets.token_hex(4)}")
         with contextlib.suppress(FileNotFoundError):  # another driver was faster
             os.rename(self.path, aside)
-            try:
-                taken = json.loads(aside.read_text())
-            except ValueError:
-                taken = {}
-            if taken.get("token") != held.get("token"):
+            if _parse(aside).get("token") != held.get("token"):
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)
             aside.unlink()
@@ -154,8 +165,8 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back; does nothing if it is no longer ours."""
-        held = self._read()
-        if held is not None and self._mine and held.get("token") == self._mine["token"]:
-            with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # then the lease runs out by itself
+            held = self._read()
+            if held is not None and self._mine and held.get("token") == self._mine["token"]:
                 self.path.unlink()
         self._mine = {}

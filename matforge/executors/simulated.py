@@ -92,7 +92,7 @@ class SimulatedExecutor:
         self._context: RunContext | None = None
         self._news = threading.Event()
         self._segment: IO[bytes] | None = None
-        self.closed = False
+        self.started = self.closed = False
         self.history: list[Attempt] = []
         """Attempts in the order in which they started."""
 
@@ -100,7 +100,7 @@ class SimulatedExecutor:
 
     def start(self, context: RunContext) -> None:
         """Remember the run; nothing has to be started."""
-        self._context = context
+        self._context, self.started = context, True
 
     def capacity(self) -> Capacity:
         """One node of ``workers`` cores."""
@@ -113,13 +113,15 @@ class SimulatedExecutor:
 
     def cancel(self, attempts: Iterable[Attempt]) -> None:
         """Stop attempts; running ones end at once."""
-        wanted = set(attempts)
-        failure = Failure(FailureKind.CANCELLED, "Cancelled.")
-        for task in [t for t in self._queue if t.attempt in wanted]:
-            self._queue.remove(task)
-            self._reports.append(Finished(task.attempt, Usage(), failure=failure))
-        for attempt in wanted & self._running.keys():
+        wanted = dict.fromkeys(attempts)
+        queued = [task for task in self._queue if task.attempt in wanted]
+        if queued:
+            self._queue = deque(task for task in self._queue if task.attempt not in wanted)
+        running = [attempt for attempt in wanted if attempt in self._running]
+        for attempt in running:
             self._release(attempt)
+        failure = Failure(FailureKind.CANCELLED, "Cancelled.")
+        for attempt in [*(task.attempt for task in queued), *running]:
             self._reports.append(Finished(attempt, Usage(), failure=failure))
         self._fill()
 
@@ -155,6 +157,10 @@ class SimulatedExecutor:
         self.closed = True
 
     # -- faults, for tests
+
+    def stall(self, seconds: float) -> None:
+        """Let time pass without the driver, as if it had been stopped."""
+        self._clock += seconds
 
     def lose_slot(self, attempt: Attempt, kind: FailureKind = FailureKind.WORKER_LOST) -> None:
         """Kill the slot that runs ``attempt``."""
@@ -206,7 +212,8 @@ class SimulatedExecutor:
         if not self._ends or (limit is not None and self._ends[0][0] > limit):
             self._clock = limit if limit is not None else self._clock
             return
-        self._clock, _, attempt = heapq.heappop(self._ends)
+        end, _, attempt = heapq.heappop(self._ends)
+        self._clock = max(self._clock, end)
         task, outcome, began, slot = self._release(attempt)
         usage = Usage("simulated", slot, began, outcome.duration_s, outcome.duration_s)
         if not outcome.silent:

@@ -3,6 +3,7 @@
 Data flow (each arrow is an :class:`~matforge.model.OutputReference`; nothing large passes through
 the driver)::
 
+    prepare (kernels)
     cover_part x 8 -> cover -> isd_chunk (a block of h) -> newton_refine (a slice of its starts)
                                    |  leftover boxes: isd_chunk again      |
                                    +--------> shard_write (a group of blocks) -> merge
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 N_PARTS = 8
 """Sub-boxes of the cover that are built by a chore each; fixed, so that the cover is always the same."""
-LEAF = 0.05
+LEAF = 0.1
 """Largest change of the ISD matrix from the centre of a leaf to a face."""
 BLOCK = 256
 """Values of h in a chunk."""
@@ -80,6 +81,13 @@ class Tuning:
 # ---------------------------------------------------------------- chores
 
 
+def prepare(kind: str) -> Any:
+    """Compile a group of kernels beside the building of the cover, instead of after it."""
+    began = time.process_time()
+    _compile(kind)
+    return WithReport(None, {"cpu_s": _spent(began)})
+
+
 def cover_part(problem: Mapping[str, Any], part: int) -> Any:
     """Build one sub-box of the cover, unless the whole cover is cached; returns its directory."""
     from matforge.vacua import cover
@@ -89,11 +97,9 @@ def cover_part(problem: Mapping[str, Any], part: int) -> Any:
     final = _cover_dir(geometry, region, tuning)
     path = final.with_name(f"{final.name}-part{part}")
     if not _whole(final):
-        _compile("vacua-cover")
+        _compile("cover")
         if not _whole(path):
-            built = cover.build_part(
-                geometry, region, part, N_PARTS, leaf=tuning.leaf, cp=tuning.conjugation
-            )
+            built = cover.build_part(geometry, region, part, N_PARTS, leaf=tuning.leaf, cp=tuning.conjugation)
             _publish(path, lambda beside: cover.save_part(built, beside))
     return WithReport(str(path), {"cpu_s": _spent(began)})
 
@@ -157,10 +163,8 @@ def isd_chunk(problem: Mapping[str, Any], h: Any, group: int, unfinished: Any = 
     began = time.process_time()
     geometry, region, tuning = _unpack(problem)
     boxes = _open(geometry, region, tuning)
-    _compile("vacua-completion")
-    found = completion.complete_block(
-        boxes, geometry, region, h, budget=tuning.budget, unfinished=unfinished
-    )
+    _compile("completion")
+    found = completion.complete_block(boxes, geometry, region, h, budget=tuning.budget, unfinished=unfinished)
     pieces = completion.split_unfinished(found.unfinished, 2) if found.unfinished is not None else []
     counts = {**found.counters, "h_begun": 0 if unfinished is not None else len(h), "cpu_s": _spent(began)}
     result = {
@@ -170,7 +174,12 @@ def isd_chunk(problem: Mapping[str, Any], h: Any, group: int, unfinished: Any = 
         "unfinished": pieces,
         "counts": counts,
     }
-    report = {"group": group, "starts": len(found.fluxes), "unfinished": len(pieces), "cpu_s": counts["cpu_s"]}
+    report = {
+        "group": group,
+        "starts": len(found.fluxes),
+        "unfinished": len(pieces),
+        "cpu_s": counts["cpu_s"],
+    }
     return WithReport(result, report)
 
 
@@ -180,7 +189,7 @@ def newton_refine(problem: Mapping[str, Any], fluxes: Any, moduli: Any, tau: Any
 
     began = time.process_time()
     geometry, region, tuning = _unpack(problem)
-    _compile("vacua-newton")
+    _compile("newton")
     solved = newton.solve(geometry, fluxes, moduli, tau)
     good = solved.converged
     vacua = _canonical(geometry, region, fluxes[good], solved.moduli[good], solved.tau[good], tuning)
@@ -229,7 +238,7 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     geometry, region, _ = _unpack(problem)
     run_dir = _run_dir()
     fluxes, moduli, tau = _stack([_read_shard(run_dir, shard) for shard in shards], geometry.h12)
-    _compile("vacua-newton")
+    _compile("newton")
     vacua = table.canonical(geometry, region, fluxes, moduli, tau)
     counts = _add_counts([plan["counts"], *(shard["counts"] for shard in shards)])
     counts["cpu_s"] = counts.get("cpu_s", 0.0) + _spent(began)
@@ -245,7 +254,7 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     return WithReport(document, {"vacua": vacua.num_rows})
 
 
-CHORES = (cover_part, cover, isd_chunk, newton_refine, shard_write, merge)
+CHORES = (prepare, cover_part, cover, isd_chunk, newton_refine, shard_write, merge)
 
 
 # ---------------------------------------------------------------- their parts
@@ -345,15 +354,10 @@ def _single_flight(kind: str) -> Any:
 @lru_cache(maxsize=8)
 def _compile(kind: str) -> None:
     """Compile a group of kernels once a node, or load it from numba's cache; once a process."""
-    from importlib import import_module
+    from matforge.vacua import warm
 
-    module, what = {
-        "vacua-cover": ("cover", "cover"),
-        "vacua-completion": ("completion", "completion"),
-        "vacua-newton": ("newton_numba", "newton"),
-    }[kind]
-    with _single_flight(kind):
-        getattr(import_module(f"matforge.vacua.{module}"), "warm_up", lambda k: None)(what)
+    with _single_flight(f"vacua-{kind}"):
+        warm.KINDS[kind]()
 
 
 def _canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau: Any, tuning: Tuning) -> Any:
@@ -416,8 +420,10 @@ def registry() -> ChoreRegistry:
 
 def record(pipe: Pipeline, problem: Mapping[str, Any]) -> None:
     """Record the chores that the search begins with; a strategy spawns the rest."""
+    pipe.call("prepare", "completion", nice=-1)
     parts = [pipe.call("cover_part", problem, part) for part in range(N_PARTS)]
     pipe.call("cover", problem, parts)
+    pipe.call("prepare", "newton", nice=1)
 
 
 def start(

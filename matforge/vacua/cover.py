@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from matforge.vacua.geometry import InputError
-from matforge.vacua.kernels import CONE, FRAME, INNER, JIT, Z, arrays_of, complex_work, gauge_factor
+from matforge.vacua.kernels import CONE, FRAME, JIT, Z, arrays_of, complex_work, derivatives, gauge_factor
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,15 +74,15 @@ def generators(h12: int) -> int:
 def row_width(h12: int) -> int:
     """Numbers in a row: centre d, halfwidths d, eta, q, size, frame n^2, columns n^2 (generators).
 
-    The frame is kept as frame[j, i] = (L^T)_ij and the columns as column[j, i, m] = (C_m)_ij, so that products with a vector
+    The frame is kept as frame[j, i] = (L^T)_ij and the columns as column[j, m, i] = (C_m)_ij, so that products with a vector
     run along the row.
     """
     d, n = 2 * h12, 2 * h12 + 2
     return 2 * d + 3 + n * n + n * n * generators(h12)
 
 
-BACK, PRODUCT, POWER, OTHER, SIZE = 40, 56, 72, 88, 104
-"""Rows of the real work array after those of `gauge_factor`: inverse of L^T of the centre, matrices, size along each axis."""
+BACK, PRODUCT, POWER, OTHER = 40, 56, 72, 88
+"""Rows of the real work array after those of `gauge_factor`: inverse of L^T of the centre, then matrices."""
 
 
 def samples(h12: int) -> NDArray[np.float64]:
@@ -114,109 +114,107 @@ def samples(h12: int) -> NDArray[np.float64]:
     return np.ascontiguousarray(np.concatenate((delta, phi, weight), axis=1))
 
 
-@njit(**INNER)
-def norm_bound(x, row, work, n, least):
-    """Upper bound (tr x^16)^(1/16) of the spectral norm of the symmetric matrix in a row, at most n^(1/16) times it.
+@njit(**JIT)
+def sample_box(real, curves, periods, work, nodes, row, plan, x):
+    """Rows of x: A~ - 1 at the samples of a box (the first 2 d entries of a row of nodes), then the C_m; False where undefined.
 
-    Returns ``least`` at once where the Frobenius norm shows that the bound is no larger.
+    Frame and columns are written to the row. ``x`` is (P + M, n^2), ``plan`` comes from `samples`.
     """
-    norm = 0.0
-    for c in range(n * n):
-        norm += x[row, c] * x[row, c]
-    norm = np.sqrt(norm)
-    if norm <= least:
-        return least
-    for i in range(n):
-        for j in range(n):
-            work[POWER + i, j] = x[row, i * n + j] / norm
-    total = 0.0
-    source = POWER
-    for _ in range(3):
-        total = 0.0
-        target = POWER + OTHER - source
-        for i in range(n):
-            for j in range(n):
-                a = 0.0
-                for k in range(n):
-                    a += work[source + i, k] * work[source + j, k]
-                work[target + i, j] = a
-                total += a * a
-        source = target
-    return max(least, norm * total**0.0625)
-
-
-@njit(**INNER)
-def evaluate(real, curves, periods, work, nodes, row, plan, k, x):
-    """Row k of x: A~ - 1 at sample k of a box, sample 0 being the centre; False where it is not defined."""
     h = curves.shape[1] - 1
     p = h + 1
     n = 2 * p
-    for i in range(h):
-        im = 0.0
-        for a in range(h, 2 * h):
-            im += real[CONE + i, a - h] * np.exp(nodes[row, a] + nodes[row, 2 * h + a] * plan[k, a])
-        periods[Z, i] = complex(nodes[row, i] + nodes[row, 2 * h + i] * plan[k, i], im)
-    good = gauge_factor(real, curves, periods, work)
-    for i in range(n):
-        for j in range(n):
-            a = work[FRAME + i, j]
-            if k == 0:  # the inverse of a symplectic [[a, b], [c, d]] is [[d^T, -b^T], [-c^T, a^T]]
-                work[BACK + (j + p) % n, (i + p) % n] = a if (i < p) == (j < p) else -a
-                nodes[row, 4 * h + 3 + j * n + i] = a
-    for i in range(n):
-        for j in range(n):
-            a = 0.0
-            for c in range(n):
-                a += work[FRAME + i, c] * work[BACK + c, j]
-            work[PRODUCT + i, j] = a
-    for i in range(n):
-        for j in range(n):
-            a = -1.0 if i == j else 0.0
-            for c in range(n):
-                a += work[PRODUCT + c, i] * work[PRODUCT + c, j]
-            x[k, i * n + j] = a
-    return good
-
-
-@njit(**INNER)
-def measure(real, curves, periods, work, nodes, row, plan, x):
-    """Fill a row whose first 2 d entries are the box, and work[SIZE]; False where the geometry cannot be evaluated.
-
-    ``x`` (P + M, n^2): A~ - 1 at the samples, then what the C_m leave of it; and the C_m.
-    """
-    d = 2 * (curves.shape[1] - 1)
-    n = d + 2
     count = plan.shape[0]
     m = x.shape[0] - count
-    good = True
+    base = 4 * h + 3
     for k in range(count):
-        good = evaluate(real, curves, periods, work, nodes, row, plan, k, x) and good
+        for i in range(h):
+            im = 0.0
+            for a in range(h, 2 * h):
+                im += real[CONE + i, a - h] * np.exp(nodes[row, a] + nodes[row, 2 * h + a] * plan[k, a])
+            periods[Z, i] = complex(nodes[row, i] + nodes[row, 2 * h + i] * plan[k, i], im)
+        value, good = derivatives(real, curves, periods)
+        if not gauge_factor(value, periods, h, work) or not good:
+            return False
+        for i in range(n):
+            for j in range(n):
+                a = work[FRAME + i, j]
+                if k == 0:  # the inverse of a symplectic [[a, b], [c, d]] is [[d^T, -b^T], [-c^T, a^T]]
+                    work[BACK + (j + p) % n, (i + p) % n] = a if (i < p) == (j < p) else -a
+                    nodes[row, base + j * n + i] = a
+        for i in range(n):
+            for j in range(n):
+                a = 0.0
+                for c in range(n):
+                    a += work[FRAME + i, c] * work[BACK + c, j]
+                work[PRODUCT + i, j] = a
+        for i in range(n):
+            for j in range(n):
+                a = -1.0 if i == j else 0.0
+                for c in range(n):
+                    a += work[PRODUCT + c, i] * work[PRODUCT + c, j]
+                x[k, i * n + j] = a
     for g in range(m):
         for c in range(n * n):
             i = c // n
             j = c % n
             a = 0.0
             if g == 0:  # Sigma^T / 2
-                a = (0.5 if i - j == n // 2 else 0.0) - (0.5 if j - i == n // 2 else 0.0)
+                a = (0.5 if i - j == p else 0.0) - (0.5 if j - i == p else 0.0)
             else:
                 for k in range(count):
-                    a += plan[k, d + m + g] * x[k, c]
+                    a += plan[k, 2 * h + m + g] * x[k, c]
             x[count + g, c] = a
-            nodes[row, 2 * d + 3 + n * n + (j * n + i) * m + g] = a
+            nodes[row, base + n * n + (j * m + g) * n + i] = a
+    return True
+
+
+@njit(**JIT)
+def bound_box(work, nodes, row, n, plan, x):
+    """Write eta, q and size of a box to its row, from what `sample_box` left in x; returns the axis of largest change.
+
+    The norm of a symmetric matrix is bounded by (tr x^16)^(1/16), at most n^(1/16) times it; it is not computed where the Frobenius
+    norm shows that it does not exceed what is known already.
+    """
+    d = n - 2
+    count = plan.shape[0]
+    m = x.shape[0] - count
     q = 0.0
     eta = 0.0
-    for a in range(d):
-        work[SIZE, a] = 0.0
+    size = 0.0
+    widest = 0
     for k in range(count):
         for stage in range(2):
-            face = (k - 1) // 2 if stage == 0 and k > 0 and k <= 2 * d else -1
-            bound = norm_bound(x, k, work, n, 0.0 if face >= 0 else eta if stage == 0 else q)
+            least = eta if stage == 0 else q
+            if k > 0 and k <= 2 * d and stage == 0:
+                least = size
+            norm = 0.0
+            for c in range(n * n):
+                norm += x[k, c] * x[k, c]
+            norm = np.sqrt(norm)
+            if norm > least:
+                for c in range(n * n):
+                    work[POWER + c // n, c % n] = x[k, c] / norm
+                total = 0.0
+                source = POWER
+                for _ in range(3):
+                    total = 0.0
+                    target = POWER + OTHER - source
+                    for i in range(n):
+                        for j in range(n):
+                            a = 0.0
+                            for c in range(n):
+                                a += work[source + i, c] * work[source + j, c]
+                            work[target + i, j] = a
+                            total += a * a
+                    source = target
+                least = max(least, norm * total**0.0625)
             if stage == 1:
-                q = bound
+                q = least
                 continue
-            eta = max(eta, bound)
-            if face >= 0:
-                work[SIZE, face] = max(work[SIZE, face], bound)
+            if k > 0 and k <= 2 * d and least > size:
+                size = least
+                widest = (k - 1) // 2
+            eta = max(eta, least)
             for c in range(n * n):
                 a = x[k, c]
                 for g in range(1, m):
@@ -224,45 +222,8 @@ def measure(real, curves, periods, work, nodes, row, plan, x):
                 x[k, c] = a
     nodes[row, 2 * d] = SAFETY_ETA * eta + 1e-12
     nodes[row, 2 * d + 1] = SAFETY * q + 1e-12
-    return good
-
-
-@njit(**JIT)
-def extend(real, curves, periods, work, plan, x, leaf, nodes, links, state):
-    """Measure boxes, depth first, until none is left (0), the arrays are full (1) or a box cannot be evaluated (2).
-
-    ``links`` (k, 3) int64: first child or -1, axis of the cut or -1, and the stack of boxes to do. ``state`` (2,) int64:
-    number of nodes, height of the stack.
-    """
-    d = 2 * (curves.shape[1] - 1)
-    while state[1] > 0:
-        child = state[0]
-        if child + 2 > nodes.shape[0]:
-            return 1
-        row = links[state[1] - 1, 2]
-        if not measure(real, curves, periods, work, nodes, row, plan, x):
-            return 2
-        state[1] -= 1
-        best = 0
-        for a in range(d):
-            if work[SIZE, a] > work[SIZE, best]:
-                best = a
-        nodes[row, 2 * d + 2] = work[SIZE, best]
-        links[row, 0] = -1
-        links[row, 1] = -1
-        if work[SIZE, best] > leaf:
-            links[row, 0] = child
-            links[row, 1] = best
-            for side in range(2):
-                for a in range(2 * d):
-                    nodes[child + side, a] = nodes[row, a]
-                half = 0.5 * nodes[row, d + best]
-                nodes[child + side, d + best] = half
-                nodes[child + side, best] += half * (2 * side - 1)
-                links[state[1], 2] = child + side
-                state[1] += 1
-            state[0] += 2
-    return 0
+    nodes[row, 2 * d + 2] = size
+    return widest
 
 
 def root_box(geometry: Geometry, region: Region, cp: bool) -> NDArray[np.float64]:
@@ -286,24 +247,37 @@ def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> Cov
         Where the instanton series diverges or the gauge kinetic matrix is not positive.
     """
     geo = arrays_of(geometry, 2)
-    h, n = geometry.h12, 2 * geometry.h12 + 2
+    h, d, n = geometry.h12, 2 * geometry.h12, 2 * geometry.h12 + 2
     plan = samples(h)
-    periods, work = complex_work(geo), np.zeros((SIZE + 1, n))
+    periods, work = complex_work(geo), np.zeros((OTHER + 16, n))
     x = np.zeros((len(plan) + generators(h), n * n))
-    nodes = np.zeros((1024, row_width(h)))
-    links = np.zeros((1024, 3), dtype=np.int64)
-    nodes[0, : len(box)] = box
-    state = np.array([1, 1])
-    while status := extend(*geo, periods, work, plan, x, leaf, nodes, links, state):
-        if status == 2:
+    nodes = np.zeros((64, row_width(h)))
+    nodes[0, : 2 * d] = box
+    children, axes, todo = [-1], [-1], [0]
+    while todo:
+        row = todo.pop()
+        if not sample_box(*geo, periods, work, nodes, row, plan, x):
             raise InputError(
                 f"the periods of {geometry.name} cannot be evaluated near z = {np.round(periods[Z, :h], 3).tolist()}: "
                 "the instanton series diverges or the metric is not positive there."
             )
-        nodes = np.concatenate((nodes, np.zeros_like(nodes)))
-        links = np.concatenate((links, np.zeros_like(links)))
-    count = int(state[0])
-    return CoverPart(nodes[:count].copy(), *links[:count, :2].T.astype(np.int32))
+        axis = bound_box(work, nodes, row, n, plan, x)
+        if nodes[row, 2 * d + 2] <= leaf:
+            continue
+        child = len(children)
+        if child + 2 > len(nodes):
+            nodes = np.concatenate((nodes, np.zeros_like(nodes)))
+        half = nodes[row, d + axis] / 2
+        nodes[child : child + 2, : 2 * d] = nodes[row, : 2 * d]
+        nodes[child : child + 2, d + axis] = half
+        nodes[child : child + 2, axis] += (-half, half)
+        children[row], axes[row] = child, axis
+        children += [-1, -1]
+        axes += [-1, -1]
+        todo += [child, child + 1]
+    return CoverPart(
+        nodes[: len(children)].copy(), np.array(children, dtype=np.int32), np.array(axes, dtype=np.int32)
+    )
 
 
 def sub_boxes(geometry: Geometry, region: Region, n_parts: int, leaf: float, cp: bool) -> list[NDArray[np.float64]]:

@@ -101,33 +101,11 @@ def real_work(h12: int) -> NDArray[np.float64]:
 
 
 @njit(**INNER)
-def polylogarithms(x, work):
-    """Fill work[LI] with Li_3, Li_2, Li_1, Li_0 of x; False unless |x| < RADIUS.
-
-    The four series share their powers; they run until the next term is below 1e-17 of the first.
-    """
-    size = x.real * x.real + x.imag * x.imag
-    if not size < RADIUS * RADIUS:
-        return False
-    for k in range(4):
-        work[LI, k] = x
-    power = x
-    weight = size
-    m = 1.0
-    while weight > 1e-34:
-        m += 1.0
-        power *= x
-        weight *= size
-        scale = 1.0
-        for k in range(3, -1, -1):
-            work[LI, k] += scale * power
-            scale /= m
-    return True
-
-
-@njit(**INNER)
 def derivatives(real, curves, work):
-    """Fill F_i, F_ij and, if asked for, F_ijk at z = work[Z]; return (F, whether the series converge)."""
+    """Fill F_i, F_ij and, if asked for, F_ijk at z = work[Z]; return (F, whether the series converge).
+
+    The series of Li_3, Li_2, Li_1, Li_0 share their powers; they run until the next term is below 1e-17 of the first.
+    """
     h = curves.shape[1] - 1
     value = complex(real[SCALARS, 0], real[SCALARS, 1])
     third = real[SCALARS, 3] > 2.0
@@ -147,43 +125,59 @@ def derivatives(real, curves, work):
             first += (a - 0.5 * kz) * work[Z, j]
             value += (0.5 * a - kz * (1.0 / 6.0)) * z * work[Z, j]
         work[F1, i] = first
-        log = complex(-2.0 * PI * z.imag, 2.0 * PI * z.real)
-        base = np.exp(log)
-        x = np.exp(-zero * log)
+        z *= complex(0.0, 2.0 * PI)
+        first = np.exp(z)
+        kz = np.exp(-zero * z)
         for k in range(work.shape[1]):
-            work[TABLE + i, k] = x
-            x *= base
+            work[TABLE + i, k] = kz
+            kz *= first
     good = True
     for q in range(curves.shape[0]):
         n = curves[q, h]
-        x = complex(1.0, 0.0)
+        z = complex(1.0, 0.0)
         for i in range(h):
-            x *= work[TABLE + i, int(curves[q, i]) + zero]
-        if n * n * (x.real * x.real + x.imag * x.imag) > NEGLIGIBLE:
-            good = polylogarithms(x, work) and good
-            value -= complex(0.0, n / (8.0 * PI**3)) * work[LI, 0]
-            for i in range(h):
-                qi = n * curves[q, i]
-                work[F1, i] += (qi / (4.0 * PI**2)) * work[LI, 1]
-                for j in range(h):
-                    qij = qi * curves[q, j]
-                    work[F2 + i, j] += complex(0.0, qij / (2.0 * PI)) * work[LI, 2]
-                    if third:
-                        for k in range(h):
-                            work[F3 + i * h + j, k] -= qij * curves[q, k] * work[LI, 3]
+            z *= work[TABLE + i, int(curves[q, i]) + zero]
+        size = z.real * z.real + z.imag * z.imag
+        if n * n * size < NEGLIGIBLE:
+            continue
+        if not size < RADIUS * RADIUS:
+            good = False
+            continue
+        power = complex(n, 0.0)
+        weight = 1.0
+        m = 0.0
+        for k in range(4):
+            work[LI, k] = 0.0
+        while weight > 1e-34:
+            m += 1.0
+            power *= z
+            weight *= size if m > 1.0 else 1.0
+            scale = 1.0
+            for k in range(3, -1, -1):
+                work[LI, k] += scale * power
+                scale /= m
+        value -= complex(0.0, 1.0 / (8.0 * PI**3)) * work[LI, 0]
+        for i in range(h):
+            a = curves[q, i]
+            work[F1, i] += (a / (4.0 * PI**2)) * work[LI, 1]
+            for j in range(h):
+                kappa = a * curves[q, j]
+                work[F2 + i, j] += complex(0.0, kappa / (2.0 * PI)) * work[LI, 2]
+                if third:
+                    for k in range(h):
+                        work[F3 + i * h + j, k] -= kappa * curves[q, k] * work[LI, 3]
     return value, good
 
 
 @njit(**INNER)
-def gauge_factor(real, curves, work, out):
-    """Fill R, E with -I = E E^T (lower triangular), E^-1 and L^T in ``out``, at z = work[Z].
+def gauge_factor(value, work, h, out):
+    """From F and its derivatives at work[Z] fill R, E with -I = E E^T (lower triangular), E^-1 and L^T in ``out``.
 
     N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K)(Im F_JL X^L) / (X^K Im F_KL X^L), arXiv:2306.06160 section 2.1, with the
-    homogeneous F_IJ, for which F_I = N_IJ X^J. Returns False where -I is not positive definite or the series diverge.
+    homogeneous F_IJ, for which F_I = N_IJ X^J. Returns False where -I is not positive definite.
     """
-    h = curves.shape[1] - 1
     p = h + 1
-    value, good = derivatives(real, curves, work)
+    good = True
     value *= 2.0
     for i in range(h):
         first = work[F1, i]
@@ -225,16 +219,17 @@ def gauge_factor(real, curves, work, out):
             y = 1.0 if i == j else 0.0
             for k in range(i):
                 y -= out[E + i, k] * out[E_INV + k, j]
-            out[E_INV + i, j] = y / out[E + i, i]
+            y /= out[E + i, i]
+            out[E_INV + i, j] = y
+            out[FRAME + i, j] = y
+            out[FRAME + p + i, j] = 0.0
+            out[FRAME + p + i, p + j] = out[E + j, i]
         for j in range(p):
             y = 0.0
             for k in range(p):
                 y -= out[E_INV + i, k] * out[R + k, j]
             total += y
-            out[FRAME + i, j] = out[E_INV + i, j]
             out[FRAME + i, p + j] = y
-            out[FRAME + p + i, j] = 0.0
-            out[FRAME + p + i, p + j] = out[E + j, i]
     return good and np.isfinite(total)
 
 
@@ -242,7 +237,7 @@ def gauge_factor(real, curves, work, out):
 def evaluate_at(real, curves, work, out):
     """For callers outside compiled code: F, whether the series converge, and whether -Im N is positive definite."""
     value, converges = derivatives(real, curves, work)
-    return value, converges, gauge_factor(real, curves, work, out)
+    return value, converges, gauge_factor(value, work, curves.shape[1] - 1, out)
 
 
 def prepotential(

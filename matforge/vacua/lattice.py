@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from matforge.vacua.cover import PAD, row_width
-from matforge.vacua.kernels import INNER, JIT
+from matforge.vacua.kernels import JIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,8 @@ SWAPS = 2000
 """LLL stops after this many steps; the basis is a basis all the same, only the enumeration is slower."""
 LOVASZ = 0.9
 """Parameter of the exchange condition of LLL."""
+MANY = 1_000_000
+"""Rows of h that are gathered before duplicates are dropped."""
 FULL = -1
 OVERFLOW = -2
 
@@ -42,7 +44,7 @@ WHOLE, ORIGIN, SPARE = 0, 16, 17
 """Rows of the integer work array: basis, integer vector of the offset."""
 
 
-@njit(**INNER)
+@njit(**JIT)
 def reduce(work, whole, m, n):
     """LLL-reduce a basis of m vectors in place (m real and n integer coordinates); False if an integer leaves the limit."""
     k = 0
@@ -92,7 +94,7 @@ def reduce(work, whole, m, n):
     return True
 
 
-@njit(**INNER)
+@njit(**JIT)
 def enumerate_box(work, whole, m, n, radius, tag, out, start):
     """Write every origin + lattice vector whose point offset + vector lies in the box |x_c| <= limit_c into ``out``.
 
@@ -165,65 +167,8 @@ def enumerate_box(work, whole, m, n, radius, tag, out, start):
     return count
 
 
-COARSE = 0.27
+COARSE = 0.4
 """Size of the boxes at which the union of h is enumerated."""
-
-
-@njit(**JIT)
-def gather_h(nodes, children, work, whole, n, n_max, s_low, coarse, stack, state, out):
-    """Enumerate the h of coarse boxes until the stack of boxes is empty (0), ``out`` is full (1) or an integer overflows (2).
-
-    On a box A~ >= 1 / (1 + eta), hence N = s h^T A h >= s_low |h~|^2 / (1 + eta); h is kept up to sign, and only if a multiple
-    of gcd(h), which divides N, lies between that and n_max. ``state`` (2,): height of the stack, rows of ``out``.
-    """
-    base = 2 * (n - 2)
-    while state[0] > 0:
-        row = stack[state[0] - 1]
-        eta = nodes[row, base]
-        if nodes[row, base + 2] > coarse and children[row] >= 0:
-            if state[0] + 1 > stack.shape[0]:
-                return 1
-            stack[state[0] - 1] = children[row] + 1
-            stack[state[0]] = children[row]
-            state[0] += 1
-            continue
-        for j in range(n):
-            for c in range(n):
-                x = 0.0
-                for k in range(n):
-                    x += nodes[row, base + 3 + k * n + c] * whole[WHOLE + j, k]
-                work[REAL + j, c] = x
-        if not reduce(work, whole, n, n):
-            return 2
-        radius = n_max / s_low * (1.0 + eta) * (1.0 + 1e-9)
-        for c in range(n):
-            work[LIMITS, c] = np.sqrt(radius)
-        kept = state[1]
-        found = enumerate_box(work, whole, n, n, radius, kept, out, kept)
-        if found < 0:
-            return -found
-        for i in range(kept, kept + found):
-            g = 0
-            sign = 0
-            square = 0.0
-            for c in range(n):
-                a = out[i, c]
-                if sign == 0:
-                    sign = a
-                while a != 0:
-                    g, a = a, g % a
-                x = 0.0
-                for k in range(n):
-                    x += nodes[row, base + 3 + k * n + c] * out[i, k]
-                square += x * x
-            g = abs(g)
-            if sign > 0 and s_low * square / (1.0 + eta) <= (n_max // g) * g * (1.0 + 1e-9):
-                for c in range(n):
-                    out[kept, c] = out[i, c]
-                kept += 1
-        state[1] = kept
-        state[0] -= 1
-    return 0
 
 
 def unique_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -273,22 +218,36 @@ def union_of_h(cover: Cover, region: Region, *, coarse: float = COARSE) -> NDArr
     n = dimension(cover)
     work, whole = work_arrays(n)
     whole[:n, :n] = np.eye(n, dtype=np.int64)
-    stack = np.zeros(4096, dtype=np.int64)
-    stack[: len(cover.roots)] = cover.roots[::-1]
-    state = np.array([len(cover.roots), 0])
-    out = np.zeros((1 << 16, n + 1), dtype=np.int64)
-    s_low = lowest_s(region)
-    while status := gather_h(
-        cover.nodes, cover.children, work, whole, n, int(region.n_max), s_low, coarse, stack, state, out
-    ):
-        if status == 2:
+    out = np.zeros((1 << 14, n + 1), dtype=np.int64)
+    s_low, n_max = lowest_s(region), int(region.n_max)
+    todo = [int(root) for root in cover.roots[::-1]]
+    found: list[NDArray[np.int64]] = [np.zeros((0, n), dtype=np.int64)]
+    while todo:
+        row = todo.pop()
+        child = int(cover.children[row])
+        if cover.nodes[row, 2 * n - 2] > coarse and child >= 0:
+            todo += [child + 1, child]
+            continue
+        frame = cover.nodes[row, 2 * n - 1 : 2 * n - 1 + n * n].reshape(n, n)  # row j is L^T e_j
+        # A~ >= 1 / (1 + eta), hence N = s h^T A h >= s_low |h~|^2 / (1 + eta)
+        radius = n_max / s_low * (1 + cover.nodes[row, 2 * n - 4]) * (1 + 1e-9)
+        work[REAL : REAL + n, :n] = whole[:n, :n] @ frame
+        work[LIMITS, :n] = np.sqrt(radius)
+        if not reduce(work, whole, n, n):
             raise OverflowError(f"an entry of h exceeds {LIMIT}: the region is too large for this search")
-        stack = np.concatenate((stack, np.zeros_like(stack)))
-        known = unique_rows(out[: state[1], :n])
-        out = np.zeros((2 * len(out), n + 1), dtype=np.int64)
-        out[: len(known), :n] = known
-        state[1] = len(known)
-    return unique_rows(out[: state[1], :n]).astype(np.int32)
+        while (count := enumerate_box(work, whole, n, n, radius, 0, out, 0)) == FULL:
+            out = np.zeros((2 * len(out), n + 1), dtype=np.int64)
+        if count == OVERFLOW:
+            raise OverflowError(f"an entry of h exceeds {LIMIT}: the region is too large for this search")
+        h = out[:count, :n]
+        first = h[np.arange(count), np.argmax(h != 0, axis=1)]
+        h = h[first > 0]
+        gcd = np.gcd.reduce(h, axis=1)  # it divides N
+        square = ((h @ frame) ** 2).sum(axis=1)
+        found.append(h[square * n_max <= radius * (n_max // gcd * gcd) * (1 + 1e-9)])
+        if sum(map(len, found)) > MANY:
+            found = [unique_rows(np.concatenate(found))]
+    return unique_rows(np.concatenate(found)).astype(np.int32)
 
 
 def work_arrays(n: int, rows: int = FREE, width: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

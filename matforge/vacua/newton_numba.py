@@ -35,34 +35,13 @@ ACCEPTED = 1e-12
 
 
 @njit(**INNER)
-def put(system, i, j, slope, slope_bar, right):
-    """Equation i = slope dx_j + slope_bar conj(dx_j) + ...: its two real rows, the columns Re and Im of x_j, and minus the value."""
-    last = system.shape[1] - 1
-    system[2 * i, 2 * j] = slope.real + slope_bar.real
-    system[2 * i, 2 * j + 1] = slope_bar.imag - slope.imag
-    system[2 * i + 1, 2 * j] = slope.imag + slope_bar.imag
-    system[2 * i + 1, 2 * j + 1] = slope.real - slope_bar.real
-    system[2 * i, last] = -right.real
-    system[2 * i + 1, last] = -right.imag
+def equations(big, work, h, tau, fluxes, row, system):
+    """Fill the real system of 2 (h + 1) equations, right-hand side last, at (work[Z], tau), from F and its derivatives.
 
-
-@njit(**INNER)
-def equations(real, curves, work, tau, fluxes, row, system):
-    """Fill the real system of 2 (h + 1) equations, right-hand side last, at (work[Z], tau); returns (residual, |W_0|).
-
-    The residual is infinite outside the cone.
+    Row 2 i of the system is the real part of equation i, column 2 j that of the unknown x_j. Returns (residual, |W_0|); they are
+    infinite where exp(-K) is not positive.
     """
-    h = curves.shape[1] - 1
     p = h + 1
-    inside = tau.imag > 0.0
-    for k in range(KAPPA + h * h, real.shape[0]):
-        area = 0.0
-        for i in range(h):
-            area += real[k, i] * work[Z, i].imag
-        inside = area > 0.0 and inside
-    if not inside:
-        return np.inf, np.inf
-    big, converges = derivatives(real, curves, work)
     big *= 2.0
     for i in range(h):
         big -= work[Z, i] * work[F1, i]
@@ -78,55 +57,67 @@ def equations(real, curves, work, tau, fluxes, row, system):
         if i < h:
             x = work[Z, i]
             big = work[F1, i]
-    if not (y > 0.0 and converges):
+    if not y > 0.0:
         return np.inf, np.inf
     tau_bar = tau.conjugate()
     v = w - tau_bar * wh
     w -= tau * wh
     total = abs(v) / (2.0 * tau.imag)
-    v = v.conjugate()
+    f0 = fluxes[row, p]
+    h0 = fluxes[row, 3 * p]
     for i in range(h):
-        g = fluxes[row, 1 + i] - fluxes[row, p] * work[F1, i]
-        gh = fluxes[row, 2 * p + 1 + i] - fluxes[row, 3 * p] * work[F1, i]
-        k_i = complex(2.0 * work[F1, i].imag, 0.0)
+        x = work[F1, i]
+        g = fluxes[row, 1 + i] - f0 * x
+        gh = fluxes[row, 2 * p + 1 + i] - h0 * x
+        k_i = complex(2.0 * x.imag, 0.0)
         for k in range(h):
             z = work[Z, k]
             x = work[F2 + k, i]
-            g += (fluxes[row, p] * z - fluxes[row, p + 1 + k]) * x
-            gh += (fluxes[row, 3 * p] * z - fluxes[row, 3 * p + 1 + k]) * x
+            g += (f0 * z - fluxes[row, p + 1 + k]) * x
+            gh += (h0 * z - fluxes[row, 3 * p + 1 + k]) * x
             k_i -= 2.0 * z.imag * x
         work[V, i] = k_i / y
         work[D_W, i] = g - tau * gh
         work[D_WH, i] = gh
-        work[D_V, i] = (g - tau_bar * gh).conjugate()
-    none = complex(0.0, 0.0)
+        work[D_V, i] = g - tau_bar * gh
+    g0 = f0 - tau * h0
     for i in range(p):
-        k_i = work[V, i] if i < h else none
-        e = work[D_W, i] + k_i * w if i < h else v
-        total += abs(e) if i < h else 0.0
+        e = v.conjugate()
+        k_i = complex(0.0, 0.0)
+        if i < h:
+            k_i = work[V, i]
+            e = work[D_W, i] + k_i * w
+            total += abs(e)
         for j in range(p):
+            slope = complex(0.0, 0.0)
+            bar = slope
             if i == h:
-                slope = none if j < h else -wh.conjugate()
-                slope_bar = work[D_V, j] if j < h else none
+                if j == h:
+                    slope = -wh.conjugate()
+                else:
+                    bar = work[D_V, j].conjugate()
             elif j == h:
                 slope = -(work[D_WH, i] + k_i * wh)
-                slope_bar = none
             else:
+                x = work[V, j]
                 slope = k_i * work[D_W, j]
-                k_ij = k_i * work[V, j]
+                k_ij = k_i * x
+                bar = (k_i * x.conjugate() + 2.0 * work[F2 + i, j].imag / y) * w
                 for k in range(h):
                     z = work[Z, k]
-                    g = fluxes[row, p] * z - fluxes[row, p + 1 + k]
-                    g -= tau * (fluxes[row, 3 * p] * z - fluxes[row, 3 * p + 1 + k])
                     x = work[F3 + i * h + j, k]
+                    g = g0 * z - fluxes[row, p + 1 + k] + tau * fluxes[row, 3 * p + 1 + k]
                     slope += g * x
                     k_ij -= (2.0 * z.imag / y) * x
                 slope += k_ij * w
-                slope_bar = (k_i * work[V, j].conjugate() + 2.0 * work[F2 + i, j].imag / y) * w
-            put(system, i, j, slope, slope_bar, e)
+            system[2 * i, 2 * j] = slope.real + bar.real
+            system[2 * i, 2 * j + 1] = bar.imag - slope.imag
+            system[2 * i + 1, 2 * j] = slope.imag + bar.imag
+            system[2 * i + 1, 2 * j + 1] = slope.real - bar.real
+        system[2 * i, 2 * p] = -e.real
+        system[2 * i + 1, 2 * p] = -e.imag
     factor = np.sqrt(1.0 / (PI * tau.imag * y))  # sqrt(2 / pi) e^(K / 2) with e^-K = 2 s Y
-    total *= factor
-    return total if total < np.inf else np.inf, factor * abs(w)
+    return factor * total, factor * abs(w)
 
 
 @njit(**INNER)
@@ -170,7 +161,16 @@ def iterate(real, curves, work, fluxes, moduli, tau, most, tolerance, system, re
         result[row, 1] = np.inf
         step = 0
         while True:
-            residual, w0 = equations(real, curves, work, here, fluxes, row, system)
+            inside = here.imag > 0.0
+            for k in range(KAPPA + h * h, real.shape[0]):
+                area = 0.0
+                for i in range(h):
+                    area += real[k, i] * work[Z, i].imag
+                inside = area > 0.0 and inside
+            big, converges = derivatives(real, curves, work)
+            residual, w0 = equations(big, work, h, here, fluxes, row, system)
+            if not (inside and converges):
+                residual = np.inf
             if residual < best:
                 best = residual
                 result[row, 0] = residual

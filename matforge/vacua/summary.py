@@ -43,7 +43,9 @@ def document(
     n_flux = vacua["n_flux"].to_numpy()
     by_n = np.bincount(n_flux, minlength=region.n_max + 1)[1:] if len(n_flux) else np.zeros(region.n_max, int)
     smallest = pc.min(vacua["W0_abs"]).as_py()
-    stages = {name: value for name, value in counts.items() if name not in ("cpu_s", "block", "group", "batch")}
+    stages = {
+        name: value for name, value in counts.items() if name not in ("cpu_s", "block", "group", "batch")
+    }
     return {
         "format_version": FORMAT_VERSION,
         "count_mod_sign": vacua.num_rows,

@@ -106,7 +106,9 @@ def canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau:
         # to the last digit first: where the equations are nearly degenerate, "converged" leaves room
         # for values that round differently
         sharp = newton.solve(geometry, fluxes[rows], moduli[rows], tau[rows], tolerance=0.0)
-        solved = newton.solve(geometry, fluxes[rows], _rounded(sharp.moduli), _rounded(sharp.tau), tolerance=0.0)
+        solved = newton.solve(
+            geometry, fluxes[rows], _rounded(sharp.moduli), _rounded(sharp.tau), tolerance=0.0
+        )
         parts.append([column[: len(fluxes) - begin] for column in solved])
     if not parts:
         return SCHEMA.with_metadata(_metadata(geometry, region)).empty_table()
@@ -121,7 +123,8 @@ def canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau:
     base = unpolished(fluxes, z, t)
     columns = [*base.columns, w0, residual, iterations.astype(np.int32)]
     return pa.table(
-        dict(zip(SCHEMA.names, columns, strict=True)), schema=SCHEMA.with_metadata(_metadata(geometry, region))
+        dict(zip(SCHEMA.names, columns, strict=True)),
+        schema=SCHEMA.with_metadata(_metadata(geometry, region)),
     )
 
 
@@ -148,7 +151,9 @@ def _metadata(geometry: Geometry, region: Region) -> dict[str, str]:
 def _lists(values: NDArray[Any]) -> pa.ListArray:
     """Rows of a matrix as a list array, without copying row by row."""
     rows, width = values.shape
-    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+    offsets = (
+        np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+    )
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(values).ravel()))
 
 

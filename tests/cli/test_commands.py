@@ -14,10 +14,17 @@ import pytest
 MATFORGE = [sys.executable, "-m", "matforge"]
 
 
-def matforge(*arguments: str, cwd: Path | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def matforge(
+    *arguments: str, cwd: Path | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Run the command; never with a terminal."""
     return subprocess.run(
-        [*MATFORGE, *arguments], cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+        [*MATFORGE, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -32,7 +39,9 @@ def one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in lines[0]
 
 
-@pytest.mark.parametrize("arguments", [(), ("run",), ("resume",), ("status",), ("vacua",), ("vacua", "search")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("run",), ("resume",), ("status",), ("vacua",), ("vacua", "search")]
+)
 def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
     result = matforge(*arguments, "--help")
     assert result.returncode == 0
@@ -47,7 +56,9 @@ def test_the_version_is_printed() -> None:
 
 BAD = {
     "an unknown preset names the nearest": (("--preset", "p11169-slcie"), ("p11169-slice",)),
-    "an unknown geometry names the nearest": (("--geometry", "octik", "--nmax", "3", "--im-z", "2:5"), ("octic",)),
+    "an unknown geometry names the nearest": (
+        ("--geometry", "octik", "--nmax", "3", "--im-z", "2:5"), ("octic",),
+    ),
     "an empty range": (("--im-z", "5:2"), ("5", "2")),
     "a range that is no range": (("--im-z", "two:five"), ("LO:HI",)),
     "too many ranges": (("--im-z", "2:5,2:5,2:5"), ("3 ranges",)),
@@ -108,8 +119,8 @@ def test_a_geometry_file_of_ones_own_can_be_searched(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({**load_geometry("octic").to_dict(), "name": "mine"}))
     result = matforge(
-        "vacua", "search", "--geometry", str(path), "--nmax", "2", "--im-z", "2:7", "--s", ":30", "--json", "-q",
-        "--dir", str(tmp_path / "runs"),
+        "vacua", "search", "--geometry", str(path), "--nmax", "2", "--im-z", "2:7", "--s", ":30",
+        "--json", "-q", "--dir", str(tmp_path / "runs"),
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""

@@ -1,6 +1,6 @@
 """Starts or resumes a search whose driver kills itself, with SIGKILL, right after journal record k.
 
-    python kill_driver.py start K BASE   /   python kill_driver.py resume K RUN
+python kill_driver.py start K BASE   /   python kill_driver.py resume K RUN
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from matforge.strategies.refine_promising import RefinePromising
 
 from matforge.engine import journal
 from matforge.model import RunState, UsageError
 from matforge.session import RunFailedError, reopen
-from matforge.strategies.refine_promising import RefinePromising
 from matforge.strategy import Event, FutureProcessingStrategy, Spawn
 from matforge.vacua import load_geometry
 from matforge.vacua.campaign import Tuning, search, start
@@ -186,7 +186,9 @@ def n_records(run: Path) -> int:
 
 
 @pytest.mark.parametrize("fraction", [0.4, 0.7, 0.95])
-def test_a_killed_search_resumes_to_the_same_bytes(undisturbed: Path, tmp_path: Path, fraction: float) -> None:
+def test_a_killed_search_resumes_to_the_same_bytes(
+    undisturbed: Path, tmp_path: Path, fraction: float
+) -> None:
     run = killed_after(int(fraction * n_records(undisturbed)), tmp_path)
     assert run is not None
     resumed_exactly(run, digest(undisturbed))
@@ -211,7 +213,7 @@ class BreaksAChunk(RefinePromising):
 
     def _cover(self, event: Event) -> list[Spawn]:
         spawned = super()._cover(event)
-        problem, h, group = spawned[-1].spec.args
+        problem, _, group = spawned[-1].spec.args
         spawned[-1] = self._spawn("isd_chunk", problem, "no array", group)
         return spawned
 
