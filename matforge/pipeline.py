@@ -24,12 +24,6 @@ from matforge.model import MatForgeError, OutputReference, Resources, RunState, 
 from matforge.session import Results, Session, Settings, begin
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy
 
-ENVIRONMENT_DEFAULTS = {
-    "basedir": "MATFORGE_DIR",
-    "executor": "MATFORGE_EXECUTOR",
-    "layout": "MATFORGE_LAYOUT",
-}
-
 
 class Delayed:
     """A registered function: calling it records a chore and returns a reference to its result.
@@ -132,17 +126,18 @@ class Pipeline:
         environment = os.environ
         self.registry = registry if registry is not None else ChoreRegistry()
         self._settings: dict[str, Any] = {
-            "basedir": Path(basedir if basedir is not None else environment.get("MATFORGE_DIR", ".")),
-            "executor": executor or environment.get("MATFORGE_EXECUTOR", "auto"),
+            "basedir": Path(basedir if basedir is not None else environment.get("MATFORGE_DIR") or "."),
+            "executor": executor or environment.get("MATFORGE_EXECUTOR") or "auto",
             "workers": workers if workers is not None else _whole(environment.get("MATFORGE_WORKERS")),
             "name": name,
             "campaign": campaign,
-            "layout": layout or environment.get("MATFORGE_LAYOUT", "auto"),
+            "layout": layout or environment.get("MATFORGE_LAYOUT") or "auto",
             "durability": durability,
         }
         choose.check(self._settings["executor"], self._settings["workers"])
         self._calls: list[Call] = []
         self._ids: set[str] = set()
+        self._keys: dict[str, OutputReference] = {}
         self._session: Session | None = None
 
     # -- recording
@@ -160,7 +155,15 @@ class Pipeline:
         inherit_env: bool = True,
         isolated: bool = False,
     ) -> Callable[[Callable[..., Any]], Delayed]:
-        """Decorate a function so that its calls are recorded as chores."""
+        """Decorate a function so that its calls are recorded as chores.
+
+        Raises
+        ------
+        UsageError
+            If it is used without parentheses, or a resource is out of range.
+        """
+        if callable(name):
+            raise UsageError("Write @pipe.chore(), with parentheses, above the function.")
         wants = resources or Resources(
             num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated
         )
@@ -173,7 +176,7 @@ class Pipeline:
     def call(
         self, qualname: str, /, *args: Any, nice: int = 0, key: str | None = None, **kwargs: Any
     ) -> OutputReference:
-        """Record a call of a registered function."""
+        """Record a call of a registered function; a ``key`` that is known already is the same chore."""
         entry = self.registry.get(qualname)
         self._check_open()
         payload, inputs = pack((args, kwargs))
@@ -196,7 +199,8 @@ class Pipeline:
         if not words:
             raise UsageError("A command needs at least the name of a program.")
         payload, inputs = pack(words)
-        label = name or slug(Path(str(words[0])).name)
+        program = "command" if isinstance(words[0], OutputReference) else Path(str(words[0])).name
+        label = slug(name or program)
         return self._record(Call(label, payload, inputs, None, resources or Resources(**wants), nice))
 
     def _record(self, call: Call) -> OutputReference:
@@ -206,10 +210,15 @@ class Pipeline:
                 raise UsageError(
                     f"An argument of {call.name!r} refers to {name}, which is not a chore of this pipeline."
                 )
+        if call.key is not None and call.key in self._keys:
+            return self._keys[call.key]
         self._calls.append(call)
         name = chore_id(call.name, len(self._calls))
         self._ids.add(name)
-        return OutputReference(name, (), self)
+        reference = OutputReference(name, (), self)
+        if call.key is not None:
+            self._keys[call.key] = reference
+        return reference
 
     def _check_open(self) -> None:
         if self._session is not None:
@@ -287,7 +296,7 @@ class Pipeline:
 
 
 def _whole(text: str | None) -> int | None:
-    if text is None:
+    if not text:
         return None
     try:
         return int(text)

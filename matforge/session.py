@@ -234,7 +234,7 @@ class Session:
         if where is None:
             failure = self.failures.get(chore_id)
             if failure is not None:
-                raise MatForgeError(f"{chore_id} failed ({failure.kind.value}): {failure.message}")
+                raise MatForgeError(f"{_told(chore_id, failure)}.")
             node = self.engine.graph.nodes.get(chore_id)
             if node is None:
                 raise MatForgeError(f"{chore_id} is not a chore of the run in {self.run_dir}.")
@@ -271,10 +271,15 @@ class Session:
             return f"The strategy failed: {errors[0]}." if errors else "The run has not ended."
         roots = [i for i, f in self.failures.items() if f.root is None]
         first = roots[0] if roots else next(iter(self.failures))
-        failure = self.failures[first]
         rest = len(self.failures) - 1
-        more = f", and {rest} more did not complete" if rest else ""
-        return f"{first} failed ({failure.kind.value}): {failure.message}{more}."
+        more = f"; {rest} more did not complete" if rest else ""
+        return f"{_told(first, self.failures[first])}{more}."
+
+
+def _told(chore_id: str, failure: Failure) -> str:
+    """What happened, without a full stop; the message itself may begin with the chore's id."""
+    message = failure.message.removeprefix(f"{chore_id}: ").removesuffix(".")
+    return f"{chore_id} failed ({failure.kind.value}): {message}"
 
 
 # ---------------------------------------------------------------- begin

@@ -400,7 +400,7 @@ def test_results_are_a_lazy_mapping_of_what_has_completed(folder: Path) -> None:
         lambda task: Outcome(1.0, 42, failure=BOOM if task.name == "bad" else None),
     )
     assert session.wait(30) is RunState.FAILED
-    sentence = r"chore-bad-0002 failed \(exception\): boom, and 1 more did not complete"
+    sentence = r"chore-bad-0002 failed \(exception\): boom; 1 more did not complete\.$"
     with pytest.raises(RunFailedError, match=sentence) as error:
         session.outcome()
     assert dict(error.value.results) == {"chore-good-0001": 42, "chore-endless-0004": 42}

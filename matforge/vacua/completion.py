@@ -118,7 +118,7 @@ def sublattice(h, i, whole, n):
 
 
 @njit(**INNER)
-def prepare(nodes, row, h, i, s_low, s_high, n_max, work, columns, order, n, m):
+def prepare(boxes, frames, generators, row, h, i, s_low, s_high, n_max, work, columns, order, n, m):
     """Everything about one h on one box: h~, bounds of h^T A h, orthonormal directions and slabs.
 
     The columns are h' / 2 and C_m h~. h^T A h = |h~|^2 (1 + sum_m (h~ . C_m h~) phi_m / |h~|^2 +- q), and A~ lies between
@@ -126,13 +126,12 @@ def prepare(nodes, row, h, i, s_low, s_high, n_max, work, columns, order, n, m):
     the longest that is left first; with them |u . f^ - s shift| <= flat + s sloped. Returns 0 if no N is possible, 1 if the
     columns are linearly dependent (the last directions are then arbitrary), 2 otherwise.
     """
-    base = 2 * (n - 2) + 3
     for c in range(n):
         work[Y, c] = 0.0
     for j in range(n):
         x = float(h[i, j])
         for c in range(n):
-            work[Y, c] += nodes[row, base + j * n + c] * x
+            work[Y, c] += frames[row, j, c] * x
     for c in range(n * m):
         columns[c] = 0.0
     size = 0.0
@@ -140,12 +139,11 @@ def prepare(nodes, row, h, i, s_low, s_high, n_max, work, columns, order, n, m):
         x = work[Y, j]
         size += x * x
         work[U, j] = x
-        at = base + n * n + j * n * m
         for c in range(n * m):
-            columns[c] += nodes[row, at + c] * x
+            columns[c] += generators[row, j, c] * x
     square = size
     length = np.sqrt(square)
-    q = nodes[row, base - 2]
+    q = boxes[row, 2 * n - 3]
     answer = 2
     weight = 1.0
     for k in range(n):
@@ -196,7 +194,7 @@ def prepare(nodes, row, h, i, s_low, s_high, n_max, work, columns, order, n, m):
         work[SLOPED, k] = spread
         if k == 0:
             mean = length + work[COLUMN, m - 1]
-            eta = 1.0 + nodes[row, base - 3]
+            eta = 1.0 + boxes[row, 2 * n - 4]
             low = max(square / eta, length * (mean - spread))
             high = min(square * eta, length * (mean + spread))
             work[BOUNDS, SQUARE] = square

@@ -45,40 +45,30 @@ SAFETY_ETA = 1.05
 
 
 class CoverPart(NamedTuple):
-    """The tree of one of the fixed sub-boxes; the root is node 0.
+    """The tree of one of the fixed sub-boxes, k nodes, the root first; n = 2 h12 + 2, d = 2 h12, M = `generators`."""
 
-    ``nodes`` (k, w) float64: see `Layout`; ``children`` (k,) int32: index of the first of two neighbouring children or -1,
-    ``axis`` (k,) int32: coordinate that was halved or -1.
-    """
-
-    nodes: NDArray[np.float64]
-    children: NDArray[np.int32]
-    axis: NDArray[np.int32]
+    boxes: NDArray[np.float64]  # (k, 2 d + 3) centre, halfwidths, eta, q, size
+    frames: NDArray[np.float64]  # (k, n, n) frames[:, j, i] = (L^T)_ij of the centre
+    columns: NDArray[np.float64]  # (k, n, n M) columns[:, j, i M + m] = (C_m)_ij, the first being Sigma^T / 2
+    children: NDArray[np.int32]  # (k,) first of two neighbouring children, -1 for a leaf
+    axis: NDArray[np.int32]  # (k,) coordinate that was halved, -1 for a leaf
 
 
 class Cover(NamedTuple):
-    """A forest of boxes, read-only. Node indices are global; ``roots`` (n_parts,) are those of the parts."""
+    """A forest of boxes, read-only: the arrays of its parts one after the other, indices of nodes being global."""
 
-    nodes: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    frames: NDArray[np.float64]
+    columns: NDArray[np.float64]
     children: NDArray[np.int32]
     axis: NDArray[np.int32]
-    roots: NDArray[np.int64]
+    roots: NDArray[np.int64]  # (parts,) roots of the parts
 
 
 def generators(h12: int) -> int:
     """Number of columns of a box: Sigma^T / 2, then the C_m of delta_a, 2 delta_a^2 - 1, delta_a delta_b and 1."""
     d = 2 * h12
     return 1 + d + d + d * (d - 1) // 2 + 1
-
-
-def row_width(h12: int) -> int:
-    """Numbers in a row: centre d, halfwidths d, eta, q, size, frame n^2, columns n^2 (generators).
-
-    The frame is kept as frame[j, i] = (L^T)_ij and the columns as column[j, m, i] = (C_m)_ij, so that products with a vector
-    run along the row.
-    """
-    d, n = 2 * h12, 2 * h12 + 2
-    return 2 * d + 3 + n * n + n * n * generators(h12)
 
 
 BACK, PRODUCT, POWER, OTHER = 40, 56, 72, 88
@@ -115,23 +105,22 @@ def samples(h12: int) -> NDArray[np.float64]:
 
 
 @njit(**JIT)
-def sample_box(real, curves, periods, work, nodes, row, plan, x):
-    """Rows of x: A~ - 1 at the samples of a box (the first 2 d entries of a row of nodes), then the C_m; False where undefined.
+def sample_box(real, curves, periods, work, boxes, frames, columns, row, plan, x):
+    """Rows of x: A~ - 1 at the samples of a box, then the C_m; False where undefined.
 
-    Frame and columns are written to the row. ``x`` is (P + M, n^2), ``plan`` comes from `samples`.
+    Frame and columns are written to their row. ``x`` is (P + M, n^2), ``plan`` comes from `samples`.
     """
     h = curves.shape[1] - 1
     p = h + 1
     n = 2 * p
     count = plan.shape[0]
     m = x.shape[0] - count
-    base = 4 * h + 3
     for k in range(count):
         for i in range(h):
             im = 0.0
             for a in range(h, 2 * h):
-                im += real[CONE + i, a - h] * np.exp(nodes[row, a] + nodes[row, 2 * h + a] * plan[k, a])
-            periods[Z, i] = complex(nodes[row, i] + nodes[row, 2 * h + i] * plan[k, i], im)
+                im += real[CONE + i, a - h] * np.exp(boxes[row, a] + boxes[row, 2 * h + a] * plan[k, a])
+            periods[Z, i] = complex(boxes[row, i] + boxes[row, 2 * h + i] * plan[k, i], im)
         value, good = derivatives(real, curves, periods)
         if not gauge_factor(value, periods, h, work) or not good:
             return False
@@ -140,7 +129,7 @@ def sample_box(real, curves, periods, work, nodes, row, plan, x):
                 a = work[FRAME + i, j]
                 if k == 0:  # the inverse of a symplectic [[a, b], [c, d]] is [[d^T, -b^T], [-c^T, a^T]]
                     work[BACK + (j + p) % n, (i + p) % n] = a if (i < p) == (j < p) else -a
-                    nodes[row, base + j * n + i] = a
+                    frames[row, j, i] = a
         for i in range(n):
             for j in range(n):
                 a = 0.0
@@ -164,12 +153,12 @@ def sample_box(real, curves, periods, work, nodes, row, plan, x):
                 for k in range(count):
                     a += plan[k, 2 * h + m + g] * x[k, c]
             x[count + g, c] = a
-            nodes[row, base + n * n + (j * m + g) * n + i] = a
+            columns[row, j, i * m + g] = a
     return True
 
 
 @njit(**JIT)
-def bound_box(work, nodes, row, n, plan, x):
+def bound_box(work, boxes, row, n, plan, x):
     """Write eta, q and size of a box to its row, from what `sample_box` left in x; returns the axis of largest change.
 
     The norm of a symmetric matrix is bounded by (tr x^16)^(1/16), at most n^(1/16) times it; it is not computed where the Frobenius
@@ -220,9 +209,9 @@ def bound_box(work, nodes, row, n, plan, x):
                 for g in range(1, m):
                     a -= plan[k, d + g] * x[count + g, c]
                 x[k, c] = a
-    nodes[row, 2 * d] = SAFETY_ETA * eta + 1e-12
-    nodes[row, 2 * d + 1] = SAFETY * q + 1e-12
-    nodes[row, 2 * d + 2] = size
+    boxes[row, 2 * d] = SAFETY_ETA * eta + 1e-12
+    boxes[row, 2 * d + 1] = SAFETY * q + 1e-12
+    boxes[row, 2 * d + 2] = size
     return widest
 
 
@@ -251,33 +240,34 @@ def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> Cov
     plan = samples(h)
     periods, work = complex_work(geo), np.zeros((OTHER + 16, n))
     x = np.zeros((len(plan) + generators(h), n * n))
-    nodes = np.zeros((64, row_width(h)))
-    nodes[0, : 2 * d] = box
+    m = generators(h)
+    boxes, frames, columns = (np.zeros((64, *shape)) for shape in ((2 * d + 3,), (n, n), (n, n * m)))
+    boxes[0, : 2 * d] = box
     children, axes, todo = [-1], [-1], [0]
     while todo:
         row = todo.pop()
-        if not sample_box(*geo, periods, work, nodes, row, plan, x):
+        if not sample_box(*geo, periods, work, boxes, frames, columns, row, plan, x):
             raise InputError(
                 f"the periods of {geometry.name} cannot be evaluated near z = {np.round(periods[Z, :h], 3).tolist()}: "
                 "the instanton series diverges or the metric is not positive there."
             )
-        axis = bound_box(work, nodes, row, n, plan, x)
-        if nodes[row, 2 * d + 2] <= leaf:
+        axis = bound_box(work, boxes, row, n, plan, x)
+        if boxes[row, 2 * d + 2] <= leaf:
             continue
         child = len(children)
-        if child + 2 > len(nodes):
-            nodes = np.concatenate((nodes, np.zeros_like(nodes)))
-        half = nodes[row, d + axis] / 2
-        nodes[child : child + 2, : 2 * d] = nodes[row, : 2 * d]
-        nodes[child : child + 2, d + axis] = half
-        nodes[child : child + 2, axis] += (-half, half)
+        if child + 2 > len(boxes):
+            boxes, frames, columns = (np.concatenate((a, np.zeros_like(a))) for a in (boxes, frames, columns))
+        half = boxes[row, d + axis] / 2
+        boxes[child : child + 2, : 2 * d] = boxes[row, : 2 * d]
+        boxes[child : child + 2, d + axis] = half
+        boxes[child : child + 2, axis] += (-half, half)
         children[row], axes[row] = child, axis
         children += [-1, -1]
         axes += [-1, -1]
         todo += [child, child + 1]
-    return CoverPart(
-        nodes[: len(children)].copy(), np.array(children, dtype=np.int32), np.array(axes, dtype=np.int32)
-    )
+    k = len(children)
+    integers = (np.array(x, dtype=np.int32) for x in (children, axes))
+    return CoverPart(boxes[:k].copy(), frames[:k].copy(), columns[:k].copy(), *integers)
 
 
 def sub_boxes(geometry: Geometry, region: Region, n_parts: int, leaf: float, cp: bool) -> list[NDArray[np.float64]]:
@@ -333,12 +323,10 @@ def key(geometry: Geometry, region: Region, leaf: float = 0.1, cp: bool = True) 
 def join(parts: list[CoverPart]) -> Cover:
     """Put trees beside each other as one read-only forest."""
     starts = np.cumsum([0] + [len(part.children) for part in parts])
-    nodes = np.concatenate([part.nodes for part in parts])
-    children = np.concatenate(
-        [np.where(part.children >= 0, part.children + start, -1) for part, start in zip(parts, starts, strict=False)]
-    ).astype(np.int32)
-    axis = np.concatenate([part.axis for part in parts])
-    return _read_only(nodes, children, axis, starts[:-1].astype(np.int64))
+    arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    shift = np.repeat(starts[:-1], np.diff(starts)).astype(np.int32)
+    arrays[3] = np.where(arrays[3] >= 0, arrays[3] + shift, arrays[3])
+    return _read_only(*arrays, starts[:-1].astype(np.int64))
 
 
 def _read_only(*arrays: NDArray) -> Cover:
@@ -356,7 +344,7 @@ def build(geometry: Geometry, region: Region, *, n_parts: int = 8, leaf: float =
 
 
 def save_part(part: CoverPart, path: str | Path) -> None:
-    """Write one part to ``path`` (a directory, made if it is not there) as three .npy files."""
+    """Write one part to ``path`` (a directory, made if it is not there) as .npy files."""
     directory = Path(path)
     directory.mkdir(parents=True, exist_ok=True)
     for name, array in zip(CoverPart._fields, part, strict=True):

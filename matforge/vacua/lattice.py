@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
-from matforge.vacua.cover import PAD, row_width
+from matforge.vacua.cover import PAD
 from matforge.vacua.kernels import JIT
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def union_of_h(cover: Cover, region: Region, *, coarse: float = COARSE) -> NDArr
     OverflowError
         If an entry would exceed `LIMIT`.
     """
-    n = dimension(cover)
+    n = cover.frames.shape[1]
     work, whole = work_arrays(n)
     whole[:n, :n] = np.eye(n, dtype=np.int64)
     out = np.zeros((1 << 14, n + 1), dtype=np.int64)
@@ -225,12 +225,13 @@ def union_of_h(cover: Cover, region: Region, *, coarse: float = COARSE) -> NDArr
     while todo:
         row = todo.pop()
         child = int(cover.children[row])
-        if cover.nodes[row, 2 * n - 2] > coarse and child >= 0:
+        eta, _, size = cover.boxes[row, -3:]
+        if size > coarse and child >= 0:
             todo += [child + 1, child]
             continue
-        frame = cover.nodes[row, 2 * n - 1 : 2 * n - 1 + n * n].reshape(n, n)  # row j is L^T e_j
+        frame = cover.frames[row]
         # A~ >= 1 / (1 + eta), hence N = s h^T A h >= s_low |h~|^2 / (1 + eta)
-        radius = n_max / s_low * (1 + cover.nodes[row, 2 * n - 4]) * (1 + 1e-9)
+        radius = n_max / s_low * (1 + eta) * (1 + 1e-9)
         work[REAL : REAL + n, :n] = whole[:n, :n] @ frame
         work[LIMITS, :n] = np.sqrt(radius)
         if not reduce(work, whole, n, n):
@@ -253,14 +254,6 @@ def union_of_h(cover: Cover, region: Region, *, coarse: float = COARSE) -> NDArr
 def work_arrays(n: int, rows: int = FREE, width: int = 0) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Real and integer work arrays for vectors of n integers, with room for more rows."""
     return np.zeros((rows, max(width, n + 1))), np.zeros((SPARE + n + 1, n + 1), dtype=np.int64)
-
-
-def dimension(cover: Cover) -> int:
-    """Length n = 2 h12 + 2 of h, from the width of a row of the cover."""
-    h = 1
-    while row_width(h) < cover.nodes.shape[1]:
-        h += 1
-    return 2 * h + 2
 
 
 def lowest_s(region: Region) -> float:

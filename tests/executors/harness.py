@@ -7,6 +7,7 @@ import os
 import pickle
 import select
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,11 @@ class Harness:
         payload: bytes | Location | None = None,
     ) -> Task:
         """A Python chore."""
-        name = f"{getattr(function, '__name__', 'callable').strip('<>')}-{id(function):x}"
+        data = cloudpickle.dumps(function)
+        # by content, as the driver does: slots keep what they have loaded by this name
+        name = f"{getattr(function, '__name__', 'callable').strip('<>')}-{zlib.crc32(data):08x}"
         path = self.run_dir / "out" / "registry" / name
-        path.write_bytes(cloudpickle.dumps(function))
+        path.write_bytes(data)
         attempt = self.attempt(name)
         return Task(
             attempt,
