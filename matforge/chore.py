@@ -13,10 +13,19 @@ import io
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from matforge.model import ChoreType, Failure, Lane, Location, OutputReference, Resources, UsageError
+from matforge.model import (
+    ONE_CORE,
+    ChoreType,
+    Failure,
+    Lane,
+    Location,
+    OutputReference,
+    Resources,
+    UsageError,
+)
 
 NAME_LIMIT = 48
 """Characters of a chore's name that are kept in its id, so that paths stay short."""
@@ -39,7 +48,7 @@ class Registration:
 
     qualname: str
     func: Callable[..., Any]
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = ONE_CORE
     id_name: str = ""
 
 
@@ -73,7 +82,8 @@ class ChoreRegistry:
                 f"There is already a chore named {qualname!r}; give one of the two another name "
                 "with @pipe.chore(name=...)."
             )
-        entry = Registration(qualname, func, resources or Resources(), id_name or slug(name or qualname))
+        wants = resources if resources is not None and resources != ONE_CORE else ONE_CORE
+        entry = Registration(qualname, func, wants, id_name or slug(name or qualname))
         self._entries[qualname] = entry
         return entry
 
@@ -163,7 +173,7 @@ class Call:
     inputs: tuple[str, ...] = ()
     """Ids of the chores whose results the payload refers to, by input number."""
     function: str | None = None
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = ONE_CORE
     nice: int = 0
     key: str | None = None
 
@@ -180,7 +190,7 @@ class Chore:
     inputs: tuple[str, ...] = ()
     function: str | None = None
     """Name in the registry; None for a command."""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = ONE_CORE
     nice: int = 0
     parent: str | None = None
     """Id of the chore whose end made a strategy spawn this one."""

@@ -333,9 +333,7 @@ class FluxManager:
         if answer.ending is None:
             instructions = run.decide(answer.steps, state=answer.state, origin="start", error=answer.error)
         else:
-            instructions = run.settle(
-                answer.ending, answer.steps, state=answer.state, error=answer.error
-            )
+            instructions = run.settle(answer.ending, answer.steps, state=answer.state, error=answer.error)
             self._asked -= 1
         if answer.error:
             self._tell_errors()

@@ -50,7 +50,10 @@ class ChoreState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether a chore in this state will never change again."""
-        return self in (ChoreState.COMPLETED, ChoreState.FAILED, ChoreState.CANCELLED)
+        return self in _FINAL
+
+
+_FINAL = frozenset((ChoreState.COMPLETED, ChoreState.FAILED, ChoreState.CANCELLED))
 
 
 class RunState(StrEnum):
@@ -125,8 +128,7 @@ class Location:
     @classmethod
     def from_list(cls, data: Any) -> Location:
         """Inverse of :meth:`as_list`."""
-        path, offset, length, crc = data
-        return cls(str(path), int(offset), int(length), int(crc))
+        return cls(*data)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -233,18 +235,23 @@ class Resources:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, only what differs from the default."""
-        default = type(self)()
+        if self is ONE_CORE:
+            return {}
         out: dict[str, Any] = {}
         for name in self.__slots__:
             value = getattr(self, name)
-            if value != getattr(default, name):
+            if value != getattr(ONE_CORE, name):
                 out[name] = dict(value) if name == "env" else value
         return out
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Resources:
-        """Inverse of :meth:`as_dict`."""
-        return cls(**data)
+        """Inverse of :meth:`as_dict`; the default is always the same object, because it is frequent."""
+        return cls(**data) if data else ONE_CORE
+
+
+ONE_CORE = Resources()
+"""What a chore gets that asks for nothing."""
 
 
 class ResultReader(Protocol):

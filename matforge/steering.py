@@ -99,6 +99,8 @@ class Steering:
         self._closed = False
         self.outstanding = 0
         """Questions asked whose answers have not been collected."""
+        self._silent = strategy.inline and type(strategy).on_event is FutureProcessingStrategy.on_event
+        """Whether it never decides anything about an ending, so that it need not be asked."""
         self._thread: threading.Thread | None = None
         if not strategy.inline:
             self._thread = threading.Thread(target=self._work, name="matforge-strategy", daemon=True)
@@ -107,12 +109,14 @@ class Steering:
     def ask(self, ending: Ending | None) -> None:
         """Put a question; ``None`` asks for what is to be done at the start."""
         self.outstanding += 1
-        if self._thread is None:
+        if self._silent and ending is not None:
+            self._answers.append(Answer(ending, [], None))
+        elif self._thread is None:
             self._answers.append(self._answer(ending))
-            return
-        with self._given:
-            self._questions.append(ending)
-            self._given.notify()
+        else:
+            with self._given:
+                self._questions.append(ending)
+                self._given.notify()
 
     def collect(self) -> list[Answer]:
         """Answers that are ready, in the order of the questions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from matforge.chore import ChoreSpec
+from matforge.chore import Call, ChoreSpec
 from matforge.engine.status import read_status
 from matforge.executors.protocol import (
     CapacityChanged,
@@ -335,9 +336,7 @@ def test_a_running_chore_that_is_cancelled_is_stopped_with_all_that_needs_it(fol
 
 def test_a_chore_that_completes_in_spite_of_being_cancelled_has_completed_for_good(folder: Path) -> None:
     calls = [call("long"), call("short"), call("after", ref("long", 1))]
-    session, _ = play(
-        folder, calls, strategy=CancelRunning(), executor=Deaf(long_and_short, workers=3)
-    )
+    session, _ = play(folder, calls, strategy=CancelRunning(), executor=Deaf(long_and_short, workers=3))
     assert session.wait(30) is RunState.COMPLETED
     assert {state for state, *_ in outcome(session).values()} == {"completed"}
     again, executor = resume(session.run_dir)
@@ -537,6 +536,92 @@ def test_a_driver_whose_run_was_taken_over_writes_nothing_more(folder: Path) -> 
     assert (session.run_dir / "journal.jsonl").read_bytes() == frozen["journal"]
     assert (session.run_dir / "status.json").read_text() == '"of the other"'
     assert "another" in (session.run_dir / "run.lock").read_text()
+
+
+# ---------------------------------------------------------------- cost
+
+
+def calls_made(work: Callable[[], None]) -> int:
+    """How many functions are called, in threads that ``work`` starts: nothing depends on the clock."""
+    count = itertools.count()
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        if event in ("call", "c_call"):
+            next(count)
+
+    threading.setprofile(profile)
+    try:
+        work()
+    finally:
+        threading.setprofile(None)  # type: ignore[arg-type]
+    return next(count)
+
+
+class Growing(FutureProcessingStrategy):
+    """Spawns a chore for each of the first half that ends, and changes a priority each time."""
+
+    inline = True
+
+    def __init__(self, half: int) -> None:
+        self.left = half
+
+    def on_event(self, view: View, event: Event) -> Iterable[Decision]:
+        self.left -= 1
+        if self.left < 0:
+            return []
+        return [Spawn(ChoreSpec((event.ref,), None, "child")), Reprioritise(event.chore.id, self.left)]
+
+
+class Stopping(FutureProcessingStrategy):
+    """Says at every event that enough is done."""
+
+    inline = True
+
+    def on_event(self, view: View, event: Event) -> Decision:
+        return Stop("enough")
+
+
+def shape_of(name: str, n: int) -> tuple[list[Call], FutureProcessingStrategy | None]:
+    """``n`` chores in a shape."""
+    if name == "chain":
+        return [call("work", *([ref("work", k)] if k else [])) for k in range(n)], None
+    if name == "fan-in":
+        work = [call("work") for _ in range(n - 1)]
+        return [*work, call("sum", [ref("work", k + 1) for k in range(n - 1)])], None
+    if name == "fan-out":
+        return [call("root"), *(call("work", ref("root", 1)) for _ in range(n - 1))], None
+    if name == "spawned":
+        return [call("work") for _ in range(n // 2)], Growing(n // 2)
+    if name == "stopped":
+        return [call("work") for _ in range(n)], Stopping()
+    return [call("work") for _ in range(n)], None
+
+
+def run_shape(folder: Path, name: str, n: int) -> int:
+    """Function calls of the driver for ``n`` chores in a shape."""
+    calls, strategy = shape_of(name, n)
+
+    def work() -> None:
+        session, _ = play(folder, calls, strategy=strategy, names=["child"], workers=8, layout="packed")
+        assert session.wait(300) is RunState.COMPLETED
+
+    return calls_made(work)
+
+
+SHAPES = ("independent", "chain", "fan-in", "fan-out", "spawned", "stopped")
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_chore_costs_no_more_in_a_large_run(folder: Path, name: str) -> None:
+    small, large = run_shape(folder, name, 150), run_shape(folder, name, 1500)
+    assert large < 10.5 * small
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_chore_costs_no_more_in_a_very_large_run(folder: Path, name: str) -> None:
+    small, large = run_shape(folder, name, 2000), run_shape(folder, name, 20_000)
+    assert large < 10.5 * small
 
 
 # ---------------------------------------------------------------- what is told

@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 SYNC_INTERVAL_S = 1.0
 _CRC_TAIL = len(',"crc":"00000000"}')
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
+_from_json = json.JSONDecoder().raw_decode
 
 
 class JournalError(MatForgeError):
@@ -46,7 +47,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
     body, tail = line[:-_CRC_TAIL], line[-_CRC_TAIL:]
     if tail != b',"crc":"%08x"}' % zlib.crc32(body):
         return None
-    record: dict[str, Any] = json.loads(body + b"}")
+    record: dict[str, Any] = _from_json(f"{body.decode()}}}")[0]
     return record
 
 

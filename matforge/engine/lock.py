@@ -95,9 +95,7 @@ class RunLock:
                 continue  # released in between
             if not self._stale(held, now):
                 who = f"process {held['pid']} on {held['host']}" if "pid" in held else "another driver"
-                raise LockedError(
-                    f"{self.path.parent} is being run by {who}; wait for it, or end it first."
-                )
+                raise LockedError(f"{self.path.parent} is being run by {who}; wait for it, or end it first.")
             self._break(held)
 
     def _create(self, now: float) -> bool:

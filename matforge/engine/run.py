@@ -20,6 +20,8 @@ from typing import Any
 
 from matforge.chore import Call, Chore, chore_id, content_key
 from matforge.engine.graph import (
+    READY,
+    RUNNING,
     Added,
     Cancelled,
     ChoreEvent,
@@ -165,21 +167,27 @@ class Run:
         directory = None if path.startswith("segments/") else path.rpartition("/")[0]
         self.records[chore.id] = Record(chore, directory)
         self.keys[chore.key] = chore.id
-        self.tally.setdefault(chore.name, Tally()).added += 1
-        self._handle(Added(chore.id, chore.inputs, chore.nice, chore.unfit))
+        if (tally := self.tally.get(chore.name)) is None:
+            tally = self.tally[chore.name] = Tally()
+        tally.added += 1
+        self._events += 1
+        for instruction in self.graph.handle(Added(chore.id, chore.inputs, chore.nice, chore.unfit)):
+            assert isinstance(instruction, Publish)
+            self._published(instruction, DERIVED)
 
     # -- events
 
     def _handle(self, event: ChoreEvent, facts: Facts = DERIVED) -> list[Instruction]:
         """Pass an event to the graph and sort what comes out."""
         self._events += 1
-        running = self.graph.counts[ChoreState.RUNNING]
+        counts = self.graph.counts
+        running = counts[RUNNING]
         instructions = self.graph.handle(event)
         for instruction in instructions:
             if type(instruction) is Publish:
                 self._published(instruction, facts if instruction.id == event.id else DERIVED)
         # only the chore that an event names can begin or cease to be RUNNING
-        if change := self.graph.counts[ChoreState.RUNNING] - running:
+        if change := counts[RUNNING] - running:
             self._occupy(event.id, change)
         return instructions
 
@@ -210,7 +218,7 @@ class Run:
         return (
             node is not None
             and attempt.epoch == self.epoch
-            and node.state is ChoreState.RUNNING
+            and node.state is RUNNING
             and node.number == attempt.number
         )
 
@@ -363,9 +371,9 @@ class Run:
 
     def _unstarted(self) -> list[str]:
         counts = self.graph.counts
-        if not counts[ChoreState.READY] and not counts[ChoreState.BLOCKED]:
+        if not counts[READY] and not counts[ChoreState.BLOCKED]:
             return []
-        return [i for i, n in self.graph.nodes.items() if n.state in (ChoreState.READY, ChoreState.BLOCKED)]
+        return [i for i, n in self.graph.nodes.items() if n.state in (READY, ChoreState.BLOCKED)]
 
     def _cancel(self, chore_ids: Sequence[str]) -> tuple[list[Any], list[Instruction]]:
         """Cancel what can still be cancelled: decisions that did something, and what to do."""
@@ -375,7 +383,7 @@ class Run:
             node = self.graph.nodes[name]
             if node.state is None or node.state.final or node.cancelling:
                 continue
-            decisions.append(["cancel", name, node.number if node.state is ChoreState.RUNNING else 0])
+            decisions.append(["cancel", name, node.number if node.state is RUNNING else 0])
             instructions += self._handle(Cancelled(name))
         return decisions, instructions
 
@@ -399,7 +407,7 @@ class Run:
 
     def _end_orphans(self) -> None:
         """What the last driver had asked to stop is not started again: it was cancelled."""
-        for node in [n for n in self.graph.nodes.values() if n.state is ChoreState.RUNNING]:
+        for node in [n for n in self.graph.nodes.values() if n.state is RUNNING]:
             why = Failure(FailureKind.CANCELLED, "Cancelled; its driver ended meanwhile.")
             self._handle(Failed(node.id, node.number, why))
 
@@ -424,7 +432,7 @@ class Run:
 
     def _restart(self, chore_id: str, number: int) -> None:
         """Make the graph believe that attempt ``number`` runs, as it did when the record was written."""
-        if number and self.graph.nodes[chore_id].state is ChoreState.READY:
+        if number and self.graph.nodes[chore_id].state is READY:
             self._handle(Started(chore_id, number))
 
     def _replay_end(self, record: dict[str, Any]) -> None:

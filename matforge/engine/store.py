@@ -33,6 +33,7 @@ FULL_LIMIT = 10_000
 LAYOUTS = ("auto", "full", "packed")
 RESULT_NAME = "result.pickle"
 STREAM_NAMES = ("stdout", "stderr")
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class StorageError(MatForgeError):
@@ -173,7 +174,7 @@ class RunStore:
         """Write what a person debugging wants; replaced when the chore ends."""
         try:
             if directory is None:
-                self._append("metadata", chore_id, json.dumps(metadata, separators=(",", ":")).encode())
+                self._append("metadata", chore_id, _to_json(metadata).encode())
             else:
                 folder = self.path / directory
                 folder.mkdir(exist_ok=True)

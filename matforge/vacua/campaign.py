@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from matforge.chore import ChoreRegistry
-from matforge.model import UsageError, WithReport
+from matforge.model import MatForgeError, UsageError, WithReport
 from matforge.vacua.geometry import Geometry
 from matforge.vacua.region import Region
 
@@ -52,6 +53,8 @@ BATCH = 8192
 """Starts in a refine."""
 GROUP = 32
 """Blocks whose vacua go into one shard."""
+DIGEST_SEED = 1
+"""Fixed: digests of different chores are compared."""
 SHUFFLE_SEED = 20250106
 """Fixed: neighbouring h are alike, so unshuffled blocks would differ greatly in cost."""
 DEFAULT_STRATEGY = "refine_promising"
@@ -131,11 +134,12 @@ def cover(problem: Mapping[str, Any], parts: Sequence[str]) -> Any:
         "block": tuning.block,
         "group": tuning.group,
         "batch": tuning.batch,
-        "boxes": len(boxes.nodes),
+        "boxes": len(boxes.children),
         "h": len(h),
         "cpu_s": _spent(began),
     }
-    return WithReport({"problem": dict(problem), "h": h, "counts": dict(report)}, report)
+    counts = {**report, "h_digest": _digest(h)}
+    return WithReport({"problem": dict(problem), "h": h, "counts": counts}, report)
 
 
 def isd_chunk(problem: Mapping[str, Any], h: Any, group: int, unfinished: Any = None) -> Any:
@@ -166,7 +170,16 @@ def isd_chunk(problem: Mapping[str, Any], h: Any, group: int, unfinished: Any = 
     _compile("completion")
     found = completion.complete_block(boxes, geometry, region, h, budget=tuning.budget, unfinished=unfinished)
     pieces = completion.split_unfinished(found.unfinished, 2) if found.unfinished is not None else []
-    counts = {**found.counters, "h_begun": 0 if unfinished is not None else len(h), "cpu_s": _spent(began)}
+    first = unfinished is None
+    counts = {
+        **found.counters,
+        "h_begun": len(h) if first else 0,
+        "h_begun_digest": _digest(h) if first else 0,
+        "starts_digest": _digest(found.fluxes),
+        "pieces_left": len(pieces),
+        "pieces_done": 0 if first else 1,
+        "cpu_s": _spent(began),
+    }
     result = {
         "fluxes": found.fluxes,
         "moduli": found.moduli,
@@ -195,6 +208,7 @@ def newton_refine(problem: Mapping[str, Any], fluxes: Any, moduli: Any, tau: Any
     vacua = _canonical(geometry, region, fluxes[good], solved.moduli[good], solved.tau[good], tuning)
     counts = {
         "newton_starts": len(fluxes),
+        "newton_starts_digest": _digest(fluxes),
         "converged": int(good.sum()),
         "cpu_s": _spent(began),
     }
@@ -242,12 +256,7 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     vacua = table.canonical(geometry, region, fluxes, moduli, tau)
     counts = _add_counts([plan["counts"], *(shard["counts"] for shard in shards)])
     counts["cpu_s"] = counts.get("cpu_s", 0.0) + _spent(began)
-    for done, all_of in (("h_begun", "h"), ("newton_starts", "starts")):
-        if counts.get(done, 0) != counts.get(all_of, 0):
-            raise RuntimeError(
-                f"{counts.get(done, 0)} of {counts.get(all_of, 0)} were done ({done} of {all_of}); the "
-                "strategy did not spawn everything, so the search is not complete."
-            )
+    _check_complete(counts)
     table.write(run_dir / "vacua.parquet", vacua)
     document = summary.document(geometry, region, vacua, counts, len(shards), run_dir)
     summary.write(run_dir / "summary.json", document)
@@ -291,16 +300,34 @@ def _run_dir() -> Path:
 
 def _cover_dir(geometry: Geometry, region: Region, tuning: Tuning) -> Path:
     """Where the cover is cached: it depends on neither N_flux nor s, so searches share it."""
-    from matforge.vacua import cover
+    from matforge.vacua import cover, kernels
     from matforge.worker.once import compiled_cache_dir
 
-    name = cover.key(geometry, region, tuning.leaf, tuning.conjugation)
+    # the code is part of the name, so that a cover of another version is never taken for ours
+    code = "".join(Path(str(module.__file__)).read_text() for module in (cover, kernels))
+    name = f"{cover.key(geometry, region, tuning.leaf, tuning.conjugation)}-{zlib.crc32(code.encode()):08x}"
     return Path(compiled_cache_dir()) / "covers" / name
 
 
+MANIFEST = "manifest.json"
+
+
 def _whole(path: Path) -> bool:
-    """Whether a directory was published: it gets its name only when it is complete."""
-    return path.is_dir()
+    """Whether a published directory is there and undamaged; a damaged one is removed."""
+    try:
+        stored = json.loads((path / MANIFEST).read_text())
+    except (OSError, ValueError):
+        stored = None
+    if stored is not None and stored == _contents(path):
+        return True
+    shutil.rmtree(path, ignore_errors=True)
+    return False
+
+
+def _contents(path: Path) -> dict[str, list[int]]:
+    """Length and CRC-32 of each file."""
+    files = sorted(p for p in path.iterdir() if p.name != MANIFEST)
+    return {p.name: [p.stat().st_size, zlib.crc32(p.read_bytes())] for p in files}
 
 
 def _publish(path: Path, write: Any) -> None:
@@ -309,6 +336,7 @@ def _publish(path: Path, write: Any) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.parent.mkdir(parents=True, exist_ok=True)
     write(beside)
+    (beside / MANIFEST).write_text(json.dumps(_contents(beside)))
     try:
         beside.rename(path)
     except OSError:
@@ -329,7 +357,7 @@ def _open(geometry: Geometry, region: Region, tuning: Tuning) -> Cover:
     from matforge.vacua import cover
 
     path = _cover_dir(geometry, region, tuning)
-    if not _whole(path):
+    if not path.is_dir():  # the cover chore has checked it; only a cleared cache is looked for here
         with _single_flight(f"vacua-cover-{path.name}"):
             if not _whole(path):
                 parts = []
@@ -396,6 +424,32 @@ def _read_shard(run_dir: Path, shard: Mapping[str, Any]) -> tuple[Any, Any, Any]
             "it was changed, so the search is not complete."
         )
     return table.arrays(content)
+
+
+def _digest(rows: Any) -> int:
+    """A number that adds up: the sum over rows of a hash of each, so order and cuts do not matter.
+
+    Two sets of rows with equal sums are the same, but for a chance of about 2^-64.
+    """
+    values = np.asarray(rows, dtype=np.int64).astype(np.uint64)
+    odd = np.random.default_rng(DIGEST_SEED).integers(1, 2**63, values.shape[1], dtype=np.uint64) * 2 + 1
+    mixed = (values * odd).sum(axis=1, dtype=np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64's finaliser
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
+
+
+def _check_complete(counts: dict[str, Any]) -> None:
+    """Refuse a search of which a part was left out or done twice; drops the digests."""
+    done = {"h": "h_begun", "starts": "newton_starts", "pieces_left": "pieces_done"}
+    for wanted, found in done.items():
+        pairs = [(counts.get(wanted, 0), counts.get(found, 0))]
+        pairs += [(counts.pop(f"{wanted}_digest", 0) % 2**64, counts.pop(f"{found}_digest", 0) % 2**64)]
+        if any(a != b for a, b in pairs):
+            raise RuntimeError(
+                f"{pairs[0][1]} of {pairs[0][0]} were done ({found} of {wanted}), or not the right ones: the "
+                "strategy did not spawn everything exactly once, so the search is not complete."
+            )
 
 
 def _add_counts(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -504,4 +558,17 @@ def search(
     session = start(geometry, region, **options)
     session.wait()
     session.outcome()
-    return table.read(session.run_dir / "vacua.parquet")
+    return table.read(result_file(session.run_dir, "vacua.parquet"))
+
+
+def result_file(run_dir: Path, name: str) -> Path:
+    """A file that the merge writes.
+
+    Raises
+    ------
+    MatForgeError
+        If it is not there: the strategy let the run end without a merge.
+    """
+    if not (run_dir / name).is_file():
+        raise MatForgeError(f"{run_dir} ended without a merge, so there is no {name}: see its strategy.")
+    return run_dir / name

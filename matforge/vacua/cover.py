@@ -1,15 +1,15 @@
-"""The cover: a shared tree of boxes in moduli space with bounds on the complex structure, built once and kept.
+"""The cover: a shared tree of boxes in moduli space with bounds on the complex structure, built once.
 
 A box has coordinates (Re z^i, ln t_a) with t = T Im z the cone coordinates; d = 2 h12 of them. In the frame
 ``x~ = L^T x`` of its centre (see `matforge.vacua.kernels`) the metric ``A = Sigma^T M Sigma`` is
 
     A~(z) = 1 + sum_m C_m phi_m(delta) + rest,    |rest| <= q,    |A~ - 1| <= eta,    delta in [-1, 1]^d,
 
-with the functions phi = delta_a, 2 delta_a^2 - 1, delta_a delta_b (a < b), 1, all between -1 and 1. The C_m are fixed by the
-centre, the centres of the faces, and those of the faces of codimension two. A~ is symplectic, its eigenvalues pair
-as (l, 1 / l), so A~ >= 1 / (1 + eta). ``q`` and ``eta`` are maxima over sampled points (corners, points inside) times a
-safety factor: sampled, not proven. Boxes are halved along the coordinate along which A~ changes
-most, until no change from centre to face exceeds ``leaf``.
+with the functions phi = delta_a, 2 delta_a^2 - 1, delta_a delta_b (a < b), 1, all between -1 and 1. The C_m
+are fixed by the centre, the centres of the faces, and those of the faces of codimension two. A~ is
+symplectic, its eigenvalues pair as (l, 1 / l), so A~ >= 1 / (1 + eta). ``q`` and ``eta`` are maxima over
+sampled points (corners, points inside) times a safety factor: sampled, not proven. Boxes are halved along
+the coordinate along which A~ changes most, until no change from centre to face exceeds ``leaf``.
 """
 
 from __future__ import annotations
@@ -31,44 +31,48 @@ if TYPE_CHECKING:
     from matforge.vacua.geometry import Geometry
     from matforge.vacua.region import Region
 
-CODE_VERSION = 1
+CODE_VERSION = 3
 """Raised whenever the content of a cover changes for the same input."""
 
 PAD = 3e-6
-"""Every edge of the region is moved outwards by this much: vacua are accepted within 1e-6 of it and folded later."""
+"""Every edge of the region is moved outwards by this: vacua within 1e-6 of it are accepted, then folded."""
 COARSE = 0.2
 """Size of the leaves that are counted to balance the parts."""
 SAFETY = 1.3
-"""Factor on the sampled q; the largest ratio seen between random points and the samples is 1.1 (see the tests)."""
+"""Factor on the sampled q. Random points exceed the sampled maximum by at most XX (see the tests)."""
 SAFETY_ETA = 1.05
 """Factor on the sampled eta, whose largest values lie at corners, which are sampled."""
 
 
 class CoverPart(NamedTuple):
-    """The tree of one of the fixed sub-boxes, k nodes, the root first; n = 2 h12 + 2, d = 2 h12, M = `generators`."""
+    """The tree of one of the fixed sub-boxes, k nodes, the root first."""
 
-    boxes: NDArray[np.float64]  # (k, 2 d + 3) centre, halfwidths, eta, q, size
-    frames: NDArray[np.float64]  # (k, n, n) frames[:, j, i] = (L^T)_ij of the centre
-    columns: NDArray[np.float64]  # (k, n, n M) columns[:, j, i M + m] = (C_m)_ij, the first being Sigma^T / 2
+    nodes: NDArray[np.float64]  # (k, row_width) what `Cover` keeps in boxes, frames and columns, row by row
     children: NDArray[np.int32]  # (k,) first of two neighbouring children, -1 for a leaf
     axis: NDArray[np.int32]  # (k,) coordinate that was halved, -1 for a leaf
 
 
 class Cover(NamedTuple):
-    """A forest of boxes, read-only: the arrays of its parts one after the other, indices of nodes being global."""
+    """A forest of boxes, read-only, k nodes; n = 2 h12 + 2, d = 2 h12, M as in `generators`."""
 
-    boxes: NDArray[np.float64]
-    frames: NDArray[np.float64]
-    columns: NDArray[np.float64]
-    children: NDArray[np.int32]
-    axis: NDArray[np.int32]
+    boxes: NDArray[np.float64]  # (k, 2 d + 3) centre, halfwidths, eta, q, size
+    frames: NDArray[np.float64]  # (k, n, n) frames[:, j, i] = (L^T)_ij of the centre
+    columns: NDArray[np.float64]  # (k, n, n M) columns[:, j, i M + m] = (C_m)_ij, the first being Sigma^T / 2
+    children: NDArray[np.int32]  # (k,) as in the parts
+    axis: NDArray[np.int32]  # (k,)
     roots: NDArray[np.int64]  # (parts,) roots of the parts
 
 
 def generators(h12: int) -> int:
-    """Number of columns of a box: Sigma^T / 2, then the C_m of delta_a, 2 delta_a^2 - 1, delta_a delta_b and 1."""
+    """Columns of a box: Sigma^T / 2, then the C_m of delta_a, 2 delta_a^2 - 1, delta_a delta_b and 1."""
     d = 2 * h12
     return 1 + d + d + d * (d - 1) // 2 + 1
+
+
+def row_width(h12: int) -> int:
+    """Numbers that describe a box: 2 d + 3, then n^2, then n^2 M."""
+    n = 2 * h12 + 2
+    return 4 * h12 + 3 + n * n * (1 + generators(h12))
 
 
 BACK, PRODUCT, POWER, OTHER = 40, 56, 72, 88
@@ -78,9 +82,10 @@ BACK, PRODUCT, POWER, OTHER = 40, 56, 72, 88
 def samples(h12: int) -> NDArray[np.float64]:
     """Where a box is sampled, and how the C_m follow: (P, d + 2 M) for P points, M = generators, d = 2 h12.
 
-    A row is delta (d), phi_m(delta) (M; 0 for the first column, which is not part of A~), and the weight with which A~ - 1 there
-    enters each C_m (M). The points are the centre, the face centres, those of the faces of codimension two,
-    then, with weight 0, corners and points within, where a cubic rest is large and the others cannot see it.
+    A row is delta (d), phi_m(delta) (M; 0 for the first column, which is not part of A~), and the weight
+    with which A~ - 1 there enters each C_m (M). The points are the centre, the face centres, those of the
+    faces of codimension two, then, with weight 0, corners and points within, where a cubic rest is large
+    and the others cannot see it.
     """
     d, m = 2 * h12, generators(h12)
     unit = np.eye(d)
@@ -100,7 +105,8 @@ def samples(h12: int) -> NDArray[np.float64]:
     corners = 2.0 * (np.arange(2**d)[:, None] >> np.arange(d) & 1) - 1.0
     delta = np.concatenate((points, corners, inside * corners))
     mixed = [delta[:, a] * delta[:, b] for a, b in pairs]
-    phi = np.stack((np.zeros(len(delta)), *delta.T, *(2 * delta**2 - 1).T, *mixed, np.ones(len(delta))), axis=1)
+    none = np.zeros(len(delta))
+    phi = np.stack((none, *delta.T, *(2 * delta**2 - 1).T, *mixed, none + 1), axis=1)
     return np.ascontiguousarray(np.concatenate((delta, phi, weight), axis=1))
 
 
@@ -159,10 +165,10 @@ def sample_box(real, curves, periods, work, boxes, frames, columns, row, plan, x
 
 @njit(**JIT)
 def bound_box(work, boxes, row, n, plan, x):
-    """Write eta, q and size of a box to its row, from what `sample_box` left in x; returns the axis of largest change.
+    """Write eta, q and size of a box to its row, from what `sample_box` left in x; the axis to be halved.
 
-    The norm of a symmetric matrix is bounded by (tr x^16)^(1/16), at most n^(1/16) times it; it is not computed where the Frobenius
-    norm shows that it does not exceed what is known already.
+    The norm of a symmetric matrix is bounded by (tr x^16)^(1/16), at most n^(1/16) times it; it is not
+    computed where the Frobenius norm shows that it does not exceed what is known already.
     """
     d = n - 2
     count = plan.shape[0]
@@ -216,7 +222,7 @@ def bound_box(work, boxes, row, n, plan, x):
 
 
 def root_box(geometry: Geometry, region: Region, cp: bool) -> NDArray[np.float64]:
-    """Centre and halfwidths (2 d,) of the whole padded region; with ``cp`` only Re z^1 >= 0, the rest being images."""
+    """Centre and halfwidths (2 d,) of the whole padded region; with ``cp`` only Re z^1 >= 0."""
     h = geometry.h12
     low = np.full(2 * h, -0.5 - PAD)
     if cp:
@@ -228,7 +234,8 @@ def root_box(geometry: Geometry, region: Region, cp: bool) -> NDArray[np.float64
 
 
 def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> CoverPart:
-    """Tree of one box (2 d,) = centre, halfwidths, halved until no change from centre to face exceeds ``leaf``.
+    """Tree of one box (2 d,) = centre, halfwidths, halved until no change from centre to face exceeds
+    ``leaf``.
 
     Raises
     ------
@@ -247,8 +254,9 @@ def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> Cov
     while todo:
         row = todo.pop()
         if not sample_box(*geo, periods, work, boxes, frames, columns, row, plan, x):
+            where = np.round(periods[Z, :h], 3).tolist()
             raise InputError(
-                f"the periods of {geometry.name} cannot be evaluated near z = {np.round(periods[Z, :h], 3).tolist()}: "
+                f"the periods of {geometry.name} cannot be evaluated near z = {where}: "
                 "the instanton series diverges or the metric is not positive there."
             )
         axis = bound_box(work, boxes, row, n, plan, x)
@@ -266,12 +274,14 @@ def build_tree(geometry: Geometry, box: NDArray[np.float64], leaf: float) -> Cov
         axes += [-1, -1]
         todo += [child, child + 1]
     k = len(children)
-    integers = (np.array(x, dtype=np.int32) for x in (children, axes))
-    return CoverPart(boxes[:k].copy(), frames[:k].copy(), columns[:k].copy(), *integers)
+    nodes = np.concatenate([a[:k].reshape(k, -1) for a in (boxes, frames, columns)], axis=1)
+    return CoverPart(nodes, np.array(children, dtype=np.int32), np.array(axes, dtype=np.int32))
 
 
-def sub_boxes(geometry: Geometry, region: Region, n_parts: int, leaf: float, cp: bool) -> list[NDArray[np.float64]]:
-    """Cut the region into ``n_parts`` boxes of similar cost: always the one with most coarse leaves, along its widest axis."""
+def sub_boxes(
+    geometry: Geometry, region: Region, n_parts: int, leaf: float, cp: bool
+) -> list[NDArray[np.float64]]:
+    """Cut the region into boxes of similar cost: always the one with most coarse leaves, as its tree does."""
 
     def cost(box: NDArray[np.float64]) -> tuple[int, int]:
         tree = build_tree(geometry, box, max(4 * leaf, COARSE))
@@ -315,18 +325,30 @@ def build_part(
 
 
 def key(geometry: Geometry, region: Region, leaf: float = 0.1, cp: bool = True) -> str:
-    """Name of a cover for caching: a digest of all it depends on (geometry, Im z box, leaf, cp, version of the code)."""
-    content = [CODE_VERSION, geometry.hash, [[float(x) for x in pair] for pair in region.im_z], float(leaf), bool(cp)]
+    """Name of a cover for caching: a digest of geometry, Im z box, leaf, cp and the version of the code."""
+    box = [[float(x) for x in pair] for pair in region.im_z]
+    content = [CODE_VERSION, geometry.hash, box, float(leaf), bool(cp)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def join(parts: list[CoverPart]) -> Cover:
     """Put trees beside each other as one read-only forest."""
     starts = np.cumsum([0] + [len(part.children) for part in parts])
-    arrays = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    nodes, children, axis = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     shift = np.repeat(starts[:-1], np.diff(starts)).astype(np.int32)
-    arrays[3] = np.where(arrays[3] >= 0, arrays[3] + shift, arrays[3])
-    return _read_only(*arrays, starts[:-1].astype(np.int64))
+    h = 1
+    while row_width(h) < nodes.shape[1]:
+        h += 1
+    n, k = 2 * h + 2, len(nodes)
+    boxes, frames, columns = np.split(nodes, (4 * h + 3, 4 * h + 3 + n * n), axis=1)
+    return _read_only(
+        np.ascontiguousarray(boxes),
+        frames.reshape(k, n, n).copy(),
+        np.ascontiguousarray(columns).reshape(k, n, -1),
+        np.where(children >= 0, children + shift, children),
+        axis,
+        starts[:-1].astype(np.int64),
+    )
 
 
 def _read_only(*arrays: NDArray) -> Cover:
@@ -337,7 +359,9 @@ def _read_only(*arrays: NDArray) -> Cover:
     return Cover(*plain)
 
 
-def build(geometry: Geometry, region: Region, *, n_parts: int = 8, leaf: float = 0.1, cp: bool = True) -> Cover:
+def build(
+    geometry: Geometry, region: Region, *, n_parts: int = 8, leaf: float = 0.1, cp: bool = True
+) -> Cover:
     """Build a whole cover in this process and keep it in memory."""
     boxes = sub_boxes(geometry, region, n_parts, leaf, cp)
     return join([build_tree(geometry, box, leaf) for box in boxes])

@@ -1,18 +1,20 @@
 """Compiled special geometry near large complex structure: prepotential, periods, gauge kinetic matrix.
 
-Conventions (arXiv:2306.06160, section 2): ``F = -kappa_ijk z^i z^j z^k / 6 + a_ij z^i z^j / 2 + b_i z^i + K0 / 2 +
-F_inst`` with ``F_inst = -(2 pi i)^-3 sum_q n_q Li_3(exp(2 pi i q.z))`` and integer Gopakumar-Vafa invariants
-``n_q``; periods ``Pi = (F_0, F_i, 1, z^i)``; ``Sigma = [[0, 1], [-1, 0]]`` in blocks of ``h12 + 1``.
+Conventions (arXiv:2306.06160, section 2): ``F = -kappa_ijk z^i z^j z^k / 6 + a_ij z^i z^j / 2 + b_i z^i +
+K0 / 2 + F_inst`` with ``F_inst = -(2 pi i)^-3 sum_q n_q Li_3(exp(2 pi i q.z))`` and integer Gopakumar-Vafa
+invariants ``n_q``; periods ``Pi = (F_0, F_i, 1, z^i)``; ``Sigma = [[0, 1], [-1, 0]]`` in blocks of ``h12 +
+1``.
 
-The matrix ``A = Sigma^T M Sigma`` (positive definite, symplectic) is handled through its factor
-``A = L L^T`` with ``L = [[E^-T, 0], [-R E^-T, E]]``, where ``N = R + i I`` is the gauge kinetic matrix and ``-I = E E^T``.
-This ``L`` is itself symplectic, so that in the frame ``x~ = L^T x`` the complex structure ``J = M Sigma``
-becomes the constant matrix ``Sigma``.
+The matrix ``A = Sigma^T M Sigma`` (positive definite, symplectic) is handled through its factor ``A = L
+L^T`` with ``L = [[E^-T, 0], [-R E^-T, E]]``, where ``N = R + i I`` is the gauge kinetic matrix and ``-I = E
+E^T``. This ``L`` is itself symplectic, so that in the frame ``x~ = L^T x`` the complex structure ``J = M
+Sigma`` becomes the constant matrix ``Sigma``.
 
-How the compiled functions are written, and why. Every array that numba passes to a function costs compilation
-time and reference counts at each call, so each function takes a few two-dimensional work arrays, and the named
-constants are the rows at which things begin: ``work[F2 + i, j]`` is F_ij. Everything is a plain loop over scalars: nothing
-needs LAPACK, and a result never depends on what is computed beside it.
+How the compiled functions are written, and why. Every array that numba passes to a function costs
+compilation time and reference counts at each call, so each function takes a few two-dimensional work
+arrays, and the named constants are the rows at which things begin: ``work[F2 + i, j]`` is F_ij. Everything
+is a plain loop over scalars: nothing needs LAPACK, and a result never depends on what is computed beside
+it.
 """
 
 from __future__ import annotations
@@ -38,16 +40,19 @@ INNER: dict[str, Any] = {**JIT, "no_cpython_wrapper": True, "no_cfunc_wrapper": 
 
 PI = np.pi
 NEGLIGIBLE = 1e-44
-"""Square of n_q |exp(2 pi i q.z)| below which an instanton is left out (it is below 1e-19 of any derivative)."""
+"""Square of n_q |exp(2 pi i q.z)| below which an instanton is left out (it is below 1e-19 of any
+derivative)."""
 RADIUS = 0.97
 """The polylogarithm series are summed up to this modulus; nearer to 1 they are as good as divergent."""
 MAX_H12 = 7
 """Largest number of moduli for which the rows below have room."""
 
 SCALARS, B, A_MATRIX, CONE, KAPPA = 0, 1, 2, 9, 16
-"""Rows of GeometryArrays.real: (K0 / 2, lowest charge, derivatives needed), b, a, inverse cone, kappa (h^2), walls."""
+"""Rows of GeometryArrays.real: (K0 / 2, lowest charge, derivatives needed), b, a, inverse cone, kappa
+(h^2), walls."""
 Z, F1, LI, V, D_W, D_WH, D_V, F2, SECOND, TABLE, F3 = 0, 1, 2, 3, 4, 5, 6, 7, 14, 22, 29
-"""Rows of the complex work array: z, F_i, polylogarithms, Im F_IJ X^J, three gradients, F_ij, F_IJ, powers, F_ijk (h^2)."""
+"""Rows of the complex work array: z, F_i, polylogarithms, Im F_IJ X^J, three gradients, F_ij, F_IJ, powers,
+F_ijk (h^2)."""
 R, E, E_INV, FRAME = 0, 8, 16, 24
 """Rows of the real work array: real part of N, E, its inverse, L^T."""
 
@@ -76,7 +81,7 @@ def arrays_of(geometry: Geometry, order: int = 3) -> GeometryArrays:
     """
     h = geometry.h12
     if h > MAX_H12:
-        raise InputError(f"{geometry.name} has {h} moduli: the compiled search is written for at most {MAX_H12}.")
+        raise InputError(f"{geometry.name} has {h} moduli, but the compiled search takes at most {MAX_H12}.")
     real = np.zeros((KAPPA + h * h + len(geometry.walls), max(h, 4)))
     lowest = min(geometry.gv_charges.min(initial=0.0), 0.0)
     real[SCALARS, :4] = geometry.k0.real / 2, geometry.k0.imag / 2, lowest, order
@@ -104,7 +109,8 @@ def real_work(h12: int) -> NDArray[np.float64]:
 def derivatives(real, curves, work):
     """Fill F_i, F_ij and, if asked for, F_ijk at z = work[Z]; return (F, whether the series converge).
 
-    The series of Li_3, Li_2, Li_1, Li_0 share their powers; they run until the next term is below 1e-17 of the first.
+    The series of Li_3, Li_2, Li_1, Li_0 share their powers; they run until the next term is below 1e-17 of
+    the first.
     """
     h = curves.shape[1] - 1
     value = complex(real[SCALARS, 0], real[SCALARS, 1])
@@ -171,10 +177,11 @@ def derivatives(real, curves, work):
 
 @njit(**INNER)
 def gauge_factor(value, work, h, out):
-    """From F and its derivatives at work[Z] fill R, E with -I = E E^T (lower triangular), E^-1 and L^T in ``out``.
+    """From F and its derivatives at work[Z] fill R, E with -I = E E^T (lower triangular), E^-1 and L^T in
+    ``out``.
 
-    N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K)(Im F_JL X^L) / (X^K Im F_KL X^L), arXiv:2306.06160 section 2.1, with the
-    homogeneous F_IJ, for which F_I = N_IJ X^J. Returns False where -I is not positive definite.
+    N_IJ = conj(F_IJ) + 2 i (Im F_IK X^K)(Im F_JL X^L) / (X^K Im F_KL X^L), arXiv:2306.06160 section 2.1,
+    with the homogeneous F_IJ, for which F_I = N_IJ X^J. Returns False where -I is not positive definite.
     """
     p = h + 1
     good = True
@@ -235,7 +242,7 @@ def gauge_factor(value, work, h, out):
 
 @njit(**JIT)
 def evaluate_at(real, curves, work, out):
-    """For callers outside compiled code: F, whether the series converge, and whether -Im N is positive definite."""
+    """For callers outside compiled code: F, whether the series converge, whether -Im N is positive."""
     value, converges = derivatives(real, curves, work)
     return value, converges, gauge_factor(value, work, curves.shape[1] - 1, out)
 
@@ -268,7 +275,8 @@ def prepotential(
     work[Z, :h] = moduli
     value, converges, _ = evaluate_at(*geo, work, real_work(h))
     if not converges:
-        raise ValueError(f"the instanton series of {geometry.name} does not converge at z = {list(np.ravel(moduli))}")
+        where = list(np.ravel(moduli))
+        raise ValueError(f"the instanton series of {geometry.name} does not converge at z = {where}")
     f3 = work[F3 : F3 + h * h, :h].reshape(h, h, h)
     return value, work[F1, :h].copy(), work[F2 : F2 + h, :h].copy(), f3.copy()
 
@@ -293,13 +301,14 @@ def gauge_kinetic(geometry: Geometry, moduli: ArrayLike) -> NDArray[np.complex12
     work, out = complex_work(geo), real_work(geometry.h12)
     work[Z, : p - 1] = moduli
     if not evaluate_at(*geo, work, out)[2]:
-        raise ValueError(f"no positive gauge kinetic matrix of {geometry.name} at z = {list(np.ravel(moduli))}")
+        where = list(np.ravel(moduli))
+        raise ValueError(f"no positive gauge kinetic matrix of {geometry.name} at z = {where}")
     e = out[E : E + p, :p]
     return out[R : R + p, :p] - 1j * e @ e.T
 
 
 def isd_matrix(geometry: Geometry, moduli: ArrayLike) -> NDArray[np.float64]:
-    """Matrix M of the imaginary-self-dual condition f = c0 h + s M Sigma h, (2 h + 2, 2 h + 2) real symmetric.
+    """Matrix M of the condition f = c0 h + s M Sigma h, (2 h + 2, 2 h + 2) real symmetric.
 
     M = -[[I + R I^-1 R, R I^-1], [I^-1 R, I^-1]] (arXiv:2306.06160).
     """

@@ -1,9 +1,10 @@
-"""Compiled lattice steps: LLL reduction, enumeration of lattice points in a box, and the h that can occur at all.
+"""Compiled lattice steps: LLL reduction, lattice points in a box, and the h that can occur at all.
 
-A lattice is given twice, row by row: a real work array holds m basis vectors in the coordinates of some metric, an integer one
-the same vectors. Reduction (Lenstra, Lenstra, Lovasz 1982) changes both; enumeration (Fincke and
-Pohst 1985) walks the tree of coefficients depth first. Floating point decides only how fast a step is and, with a
-tolerance, what is kept; the vectors themselves are exact: whatever could leave ``LIMIT`` is reported, never wrapped.
+A lattice is given twice, row by row: a real work array holds m basis vectors in the coordinates of some
+metric, an integer one the same vectors. Reduction (Lenstra, Lenstra, Lovasz 1982) changes both; enumeration
+(Fincke and Pohst 1985) walks the tree of coefficients depth first. Floating point decides only how fast a
+step is and, with a tolerance, what is kept; the vectors themselves are exact: whatever could leave
+``LIMIT`` is reported, never wrapped.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from matforge.vacua.region import Region
 
 LIMIT = 2**30
-"""Largest entry a lattice vector may have: 32-bit storage and products of two entries in 64 bits are then safe."""
+"""Largest entry of a lattice vector: 32-bit storage and products of two entries in 64 bits are then safe."""
 SWAPS = 2000
 """LLL stops after this many steps; the basis is a basis all the same, only the enumeration is slower."""
 LOVASZ = 0.9
@@ -34,11 +35,13 @@ FULL = -1
 OVERFLOW = -2
 
 
-REAL, STAR, MU, PARTIAL, NORM, USED, NOW, LAST, OFFSET, LIMITS, FREE = 0, 16, 32, 48, 66, 67, 68, 69, 70, 71, 72
-"""Rows of the real work array: basis, Gram-Schmidt vectors and coefficients, partial sums of a search, then single rows.
+REAL, STAR, MU, PARTIAL = 0, 16, 32, 48
+NORM, USED, NOW, LAST, OFFSET, LIMITS, FREE = range(66, 73)
+"""Rows of the real work array: basis, Gram-Schmidt vectors and coefficients, partial sums, then single rows.
 
-They are: squared lengths of the Gram-Schmidt vectors; squared length used up, coefficient and last coefficient at each level;
-offset of every point; bounds on its coordinates. Rows from FREE on are not used here.
+These are: squared lengths of the Gram-Schmidt vectors; squared length used up, coefficient and last
+coefficient at each level; offset of every point; bounds on its coordinates. Rows from FREE on are not used
+here.
 """
 WHOLE, ORIGIN, SPARE = 0, 16, 17
 """Rows of the integer work array: basis, integer vector of the offset."""
@@ -46,7 +49,7 @@ WHOLE, ORIGIN, SPARE = 0, 16, 17
 
 @njit(**JIT)
 def reduce(work, whole, m, n):
-    """LLL-reduce a basis of m vectors in place (m real and n integer coordinates); False if an integer leaves the limit."""
+    """LLL-reduce m vectors of m real and n integer coordinates in place; False if one leaves the limit."""
     k = 0
     steps = 0
     while k < m:
@@ -96,12 +99,13 @@ def reduce(work, whole, m, n):
 
 @njit(**JIT)
 def enumerate_box(work, whole, m, n, radius, tag, out, start):
-    """Write every origin + lattice vector whose point offset + vector lies in the box |x_c| <= limit_c into ``out``.
+    """Write every origin + lattice vector whose point offset + vector lies in the box |x_c| <= limit_c into
+    ``out``.
 
-    Also |x|^2 <= radius. Rows of ``out`` (int64) are the n integers and ``tag``, from row ``start`` on. Returns the number
-    of rows, FULL if there is no room, OVERFLOW if an integer leaves the limit.
-    A level is bounded by the component along its Gram-Schmidt vector: by what is left of the radius, and by the width of
-    the box in that direction; the last level by every side of the box.
+    Also |x|^2 <= radius. Rows of ``out`` (int64) are the n integers and ``tag``, from row ``start`` on.
+    Returns the number of rows, FULL if there is no room, OVERFLOW if an integer leaves the limit. A level
+    is bounded by the component along its Gram-Schmidt vector: by what is left of the radius, and by the
+    width of the box in that direction; the last level by every side of the box.
     """
     for c in range(m):
         work[PARTIAL + m, c] = work[OFFSET, c]

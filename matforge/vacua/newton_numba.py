@@ -1,8 +1,8 @@
 """Newton's method for D_i W = 0, D_tau W = 0, compiled, one flux vector after the other, generic in h12.
 
-Unknowns are Re and Im of (z^i, tau); equations are D_i W and (f - tau h)^T Sigma conj(Pi), which is D_tau W up to conjugation and a
-factor (arXiv:2306.06160, section 2.3). Derivatives are analytic, up to F_ijk. With G = f - tau h = (G1, G2), g^k = G2_0 z^k - G2_k,
-y = Im z and Y = -i Pi^dagger Sigma Pi = exp(-K_cs):
+Unknowns are Re and Im of (z^i, tau); equations are D_i W and (f - tau h)^T Sigma conj(Pi), which is D_tau W
+up to conjugation and a factor (arXiv:2306.06160, section 2.3). Derivatives are analytic, up to F_ijk. With
+G = f - tau h = (G1, G2), g^k = G2_0 z^k - G2_k, y = Im z and Y = -i Pi^dagger Sigma Pi = exp(-K_cs):
 
     W = G^T Sigma Pi,    W_i = G1_i - G2_0 F_i + g^k F_ki,    W_ij = g^k F_kij,
     Y_i = -2 Im F_i + 2 y^k F_ki,    Y_ij = 2 y^k F_kij,    Y_i jbar = -2 Im F_ij,
@@ -17,7 +17,21 @@ import numpy as np
 from numba import njit
 
 from matforge.vacua.kernels import (
-    D_V, D_W, D_WH, F1, F2, F3, INNER, JIT, KAPPA, PI, V, Z, arrays_of, complex_work, derivatives,
+    D_V,
+    D_W,
+    D_WH,
+    F1,
+    F2,
+    F3,
+    INNER,
+    JIT,
+    KAPPA,
+    PI,
+    V,
+    Z,
+    arrays_of,
+    complex_work,
+    derivatives,
 )  # fmt: skip
 from matforge.vacua.newton import NewtonResult, checked_starts
 
@@ -27,19 +41,21 @@ if TYPE_CHECKING:
     from matforge.vacua.geometry import Geometry
 
 LARGEST_STEP = 0.5
-"""Largest change of any z^i in one step, and of tau in units of Im tau: Newton's method has no sense of scale far away."""
+"""Largest change of any z^i in one step, and of tau in units of Im tau: Newton's method has no sense of
+scale far away."""
 NEAR = 1e-6
-"""Residual below which Newton's method converges quadratically: a step that does not reduce it is rounding."""
+"""Residual below which Newton's method converges quadratically: a step that does not reduce it is
+rounding."""
 ACCEPTED = 1e-12
 """Residual up to which a row that stalls by rounding counts as converged."""
 
 
 @njit(**INNER)
 def equations(big, work, h, tau, fluxes, row, system):
-    """Fill the real system of 2 (h + 1) equations, right-hand side last, at (work[Z], tau), from F and its derivatives.
+    """Fill the 2 (h + 1) real equations, right-hand side last, at (work[Z], tau), from F and its derivatives.
 
-    Row 2 i of the system is the real part of equation i, column 2 j that of the unknown x_j. Returns (residual, |W_0|); they are
-    infinite where exp(-K) is not positive.
+    Row 2 i of the system is the real part of equation i, column 2 j that of the unknown x_j. Returns
+    (residual, |W_0|); they are infinite where exp(-K) is not positive.
     """
     p = h + 1
     big *= 2.0
@@ -146,7 +162,8 @@ def eliminate(system):
 
 @njit(**JIT)
 def iterate(real, curves, work, fluxes, moduli, tau, most, tolerance, system, result, count):
-    """Newton's method row by row; moduli and tau become the best iterates, result[row] its residual and |W_0|.
+    """Newton's method row by row; moduli and tau become the best iterates, result[row] its residual and
+    |W_0|.
 
     A row depends on nothing but itself.
     """
@@ -215,8 +232,8 @@ def solve(
     count = np.empty(rows, dtype=np.int64)
     system = np.empty((2 * h + 2, 2 * h + 3))
     iterate(
-        *geo, complex_work(geo), vectors.astype(np.float64), z, t, int(max_iterations), float(tolerance), system,
-        result, count,
+        *geo, complex_work(geo), vectors.astype(np.float64), z, t, int(max_iterations), float(tolerance),
+        system, result, count,
     )  # fmt: skip
     residual = result[:, 0].copy()
     return NewtonResult(

@@ -28,6 +28,9 @@ _SPELLED = 5e-4
 _LARGEST_RATIO = 0.5
 """Last degree over last but one; below it a geometric tail adds less than the last degree itself."""
 
+_LARGEST_N = 10_000
+"""Largest N_flux that is accepted: with it no flux quantum of a bundled region comes near 32 bits."""
+
 Range = tuple[float, float]
 
 
@@ -233,6 +236,10 @@ def _n_max(value: Any) -> int:
     number = exact_integer(value, "nmax")
     if number < 1:
         raise InputError(f"nmax is {number}, but every vacuum has N_flux of at least 1: give 1 or more.")
+    if number > _LARGEST_N:
+        raise InputError(
+            f"nmax is {number}, far beyond any orientifold's tadpole: give at most {_LARGEST_N}."
+        )
     return number
 
 

@@ -28,7 +28,11 @@ def _cover() -> None:
 def _completion() -> None:
     geometry, region = _tiny()
     nowhere = cover.join(
-        [cover.CoverPart(np.zeros((1, cover.row_width(1))), np.full(1, -1, np.int32), np.full(1, -1, np.int32))]
+        [
+            cover.CoverPart(
+                np.zeros((1, cover.row_width(1))), np.full(1, -1, np.int32), np.full(1, -1, np.int32)
+            )
+        ]
     )
     completion.complete_block(nowhere, geometry, region, np.zeros((0, 4), np.int32))
 

@@ -67,6 +67,7 @@ BAD = {
         ("--geometry", "octic", "--nmax", "3", "--im-z", "1.5:5"), ("instanton series", "1."),
     ),
     "nmax below 1": (("--nmax", "0"), ("nmax",)),
+    "nmax beyond all reason": (("--nmax", "100000000000"), ("nmax", "10000")),
     "nmax that is no integer": (("--nmax", "2.5"), ("nmax",)),
     "s below the fundamental domain": (("--s", "0.5:10"), ("fundamental domain",)),
     "an unknown strategy": (("--strategy", "refine_promisin"), ("refine_promising",)),
@@ -153,6 +154,27 @@ def test_a_strategy_from_a_file_steers_the_search_and_survives_a_resume(tmp_path
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["count_mod_sign"] == 21
+
+
+NOTHING = """
+from matforge import FutureProcessingStrategy
+
+class Nothing(FutureProcessingStrategy):
+    pass
+"""
+
+
+def test_a_search_whose_strategy_does_nothing_says_that_there_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "nothing.py").write_text(NOTHING)
+    result = matforge("vacua", "search", "--strategy", "nothing.py:Nothing", "-q", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "without a merge" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_file_that_is_no_table_cannot_be_drawn(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no table")
+    one_sentence(matforge("vacua", "plot", str(tmp_path / "notes.txt")), "notes.txt")
 
 
 SCRIPT = """

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from matforge.chore import Call, pack
 from matforge.engine import journal
@@ -582,3 +589,10 @@ class RunMachine(RuleBasedStateMachine):
 
 RunMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
 TestRunThroughAnything = RunMachine.TestCase
+
+
+@pytest.mark.slow
+def test_a_run_goes_through_anything_for_a_long_time() -> None:
+    run_state_machine_as_test(
+        RunMachine, settings=settings(max_examples=1500, stateful_step_count=50, deadline=None)
+    )

@@ -37,7 +37,9 @@ def tadpole(fluxes: NDArray[np.int64]) -> NDArray[np.int64]:
     return (f1 * h2 - f2 * h1).sum(axis=1)
 
 
-def accept(geometry: Geometry, region: Region, fluxes: Any, result: Any, cp: bool) -> tuple[Any, Any, Any, Any]:
+def accept(
+    geometry: Geometry, region: Region, fluxes: Any, result: Any, cp: bool
+) -> tuple[Any, Any, Any, Any]:
     """Converged solutions in the region with their CP images, folded and deduplicated."""
     inside = result.converged & region.contains(geometry, result.moduli, result.tau)
     f, z, tau, w0 = (np.asarray(x)[inside] for x in (fluxes, result.moduli, result.tau, result.w0_abs))
@@ -63,7 +65,8 @@ def search(
     tree: cover.Cover | None = None,
     budget: int | None = None,
 ) -> Found:
-    """Find all vacua of a region; ``tree`` is a cover to use, ``budget`` splits every block into many calls."""
+    """Find all vacua of a region; ``tree`` is a cover to use, ``budget`` splits every block into many
+    calls."""
     clock = time.process_time
     report: dict[str, Any] = dict.fromkeys(("cover_s", "union_s", "blocks_s", "newton_s", "fold_s"), 0.0)
     then = clock()
@@ -80,8 +83,9 @@ def search(
         while todo:
             then = clock()
             rest = todo.pop()
+            some = every_h[order[first : first + block]]
             part = completion.complete_block(
-                tree, geometry, region, every_h[order[first : first + block]], few=few, unfinished=rest, budget=budget
+                tree, geometry, region, some, few=few, unfinished=rest, budget=budget
             )
             report["blocks_s"], then = report["blocks_s"] + clock() - then, clock()
             if part.unfinished is not None:

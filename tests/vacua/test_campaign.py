@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -230,17 +231,49 @@ class ForgetsAChunk(RefinePromising):
         return spawned
 
 
-@pytest.mark.parametrize("strategy", [BreaksAChunk, ForgetsAChunk])
+class SearchesABlockTwice(RefinePromising):
+    """Gives the last chunk the block of the first, cut to the same number of h."""
+
+    inline = True
+
+    def _cover(self, event: Event) -> list[Spawn]:
+        spawned = super()._cover(event)
+        problem, _, group = spawned[-1].spec.args
+        rest = event.report["h"] % event.report["block"]
+        spawned[-1] = self._spawn("isd_chunk", problem, event.ref["h"][:rest], group)
+        return spawned
+
+
+class IgnoresLeftovers(RefinePromising):
+    """Does not search what chunks hand back when their budget is spent."""
+
+    inline = True
+
+    def _chunk(self, event: Event) -> list[Spawn]:
+        return super()._chunk(replace(event, report={**event.report, "unfinished": 0}))
+
+
+@pytest.mark.parametrize("strategy", [BreaksAChunk, ForgetsAChunk, SearchesABlockTwice, IgnoresLeftovers])
 def test_a_search_that_is_not_complete_has_no_table(
     tmp_path: Path, strategy: type[FutureProcessingStrategy]
 ) -> None:
     geometry = load_geometry("p11169")
     region = Region.parse(geometry, "2:5", "2:10", 4)
-    session = start(geometry, region, basedir=tmp_path, workers=2, strategy=strategy())
+    tuning = Tuning(budget=5_000 if strategy is IgnoresLeftovers else 2_000_000)
+    session = start(geometry, region, basedir=tmp_path, workers=2, strategy=strategy(), tuning=tuning)
     assert session.wait() is RunState.FAILED
     with pytest.raises(RunFailedError):
         session.outcome()
     assert not (session.run_dir / "vacua.parquet").exists()
+
+
+def test_a_damaged_cover_in_the_cache_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MATFORGE_CACHE_DIR", str(tmp_path / "cache"))
+    first = run_preset("octic-n10", tmp_path / "first", workers=2)
+    for array in (tmp_path / "cache" / "covers").glob("*/*.npy"):
+        array.write_bytes(array.read_bytes()[:-8])
+    again = run_preset("octic-n10", tmp_path / "again", workers=2)
+    assert digest(again) == digest(first)
 
 
 def test_a_tuning_that_makes_no_sense_is_refused() -> None:
