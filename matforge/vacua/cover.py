@@ -39,7 +39,7 @@ PAD = 3e-6
 COARSE = 0.2
 """Size of the leaves that are counted to balance the parts."""
 SAFETY = 1.3
-"""Factor on the sampled q. Random points exceed the sampled maximum by at most XX (see the tests)."""
+"""Factor on the sampled q, for what lies between the samples; the tests try random points."""
 SAFETY_ETA = 1.05
 """Factor on the sampled eta, whose largest values lie at corners, which are sampled."""
 

@@ -24,6 +24,7 @@ from matforge.worker.wire import (
     TaskField,
     pack,
     python_arguments,
+    unpack,
 )
 
 _KEPT_WITHOUT_INHERITANCE = (
@@ -112,15 +113,20 @@ class SlotProcess:
         return True
 
     def take_back(self) -> list[AgentTask]:
-        """Recover the tasks it has not begun, in their order."""
-        count = 0
+        """Recover the tasks it has not begun, in their order.
+
+        Known by their packets, not by their number: the slot reads from the same end, and may take
+        a later task between two of ours.
+        """
+        handles: set[int] = set()
         with suppress(OSError):
-            while self.far.recv(PACKET_BUFFER, socket.MSG_DONTWAIT):
-                count += 1
-        recovered = [self.assigned.pop() for _ in range(min(count, len(self.assigned)))]
+            while packet := self.far.recv(PACKET_BUFFER, socket.MSG_DONTWAIT):
+                handles.add(_handle_in(packet))
+        recovered = [task for task in self.assigned if task.handle in handles]
+        self.assigned = deque(task for task in self.assigned if task.handle not in handles)
         for task in recovered:
             task.slot = None
-        return recovered[::-1]
+        return recovered
 
     def stderr_path(self, run_dir: Path, task: AgentTask | None) -> Path:
         """Where the standard error of its present task goes."""
@@ -157,6 +163,14 @@ class SlotProcess:
         self.near.close()
         self.far.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _handle_in(packet: bytes) -> int:
+    """Handle of the task that a packet carries, or whose file it names."""
+    head, _ = unpack(packet)
+    if isinstance(head, dict):
+        return int(head["spill"].rpartition("task-")[2])
+    return int(head[TaskField.HANDLE])
 
 
 def slot_environment(config: AgentConfig, profile: Profile, gpus: Sequence[str]) -> dict[str, str]:
