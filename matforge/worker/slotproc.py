@@ -166,10 +166,10 @@ class SlotProcess:
 
 
 def _handle_in(packet: bytes) -> int:
-    """Handle of the task that a packet carries, or whose file it names."""
+    """Handle of the task that a packet carries, or whose file it names; -1 if it is about the slot itself."""
     head, _ = unpack(packet)
     if isinstance(head, dict):
-        return int(head["spill"].rpartition("task-")[2])
+        return int(head["spill"].rpartition("task-")[2]) if "spill" in head else -1
     return int(head[TaskField.HANDLE])
 
 
