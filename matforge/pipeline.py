@@ -21,7 +21,8 @@ from typing import Any
 from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, pack, slug
 from matforge.executors import choose
 from matforge.model import MatForgeError, OutputReference, Resources, RunState, UsageError
-from matforge.session import Results, Session, Settings, begin
+from matforge.opening import Settings, begin
+from matforge.session import Results, Session
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy
 
 

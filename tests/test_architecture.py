@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "_version", "model", "chore", "engine", "worker", "executors", "strategy", "steering", "manager",
-    "session", "pipeline", "vacua.campaign", "cli", "__main__",
+    "signals", "session", "opening", "pipeline", "vacua.campaign", "cli", "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
 FACADES = ("matforge/__init__.py", "matforge/vacua/__init__.py")

@@ -14,7 +14,7 @@ from matforge import Pipeline, Resources, RunFailedError, UsageError, WithReport
 from matforge.chore import ChoreRegistry
 from matforge.engine.status import read_status
 from matforge.model import FailureKind, MatForgeError, OutputReference, RunState
-from matforge.session import reopen
+from matforge.opening import reopen
 from matforge.strategy import AdaptiveStrategy
 
 

@@ -35,7 +35,8 @@ from matforge.model import (
     RunState,
     UsageError,
 )
-from matforge.session import RunFailedError, Settings, begin, reopen
+from matforge.opening import Settings, begin, reopen
+from matforge.session import RunFailedError
 from matforge.strategy import (
     Cancel,
     Decision,
@@ -229,6 +230,11 @@ def by_key(salt: int) -> Any:
     return behaviour
 
 
+def without_roots(found: dict[str, tuple[str, Any, str, str]]) -> dict[str, tuple[str, Any, str]]:
+    """Outcomes less the root of a failure: with two chores at fault, it is the one that failed first."""
+    return {key: entry[:3] for key, entry in found.items()}
+
+
 DAG = st.lists(st.lists(st.integers(1, 6), max_size=3), min_size=1, max_size=7)
 
 
@@ -270,7 +276,9 @@ def test_any_run_killed_anywhere_ends_the_same_on_any_number_of_workers(
             run_dir = killed_after(run_dir, count, folder / f"life-{life}")
             session, executor = resume(run_dir, by_key(salts[1]), workers=workers[1])
             session.wait(60)
-            assert outcome(session) == expected
+            found = outcome(session)
+            assert without_roots(found) == without_roots(expected)
+            assert all(found[root][2] == "exception" for *_, root in found.values() if root)
             assert not {a.chore_id for a in executor.history} & completed_in(written[:count])
             state = Growing()
             thaw_state(state, session.engine.strategy_state)

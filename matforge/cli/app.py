@@ -98,9 +98,9 @@ def run_script(
 
 def _wait_for_all() -> None:
     """A script may end right after submit(): its runs still finish, and their end is the exit code."""
-    from matforge import session
+    from matforge import signals
 
-    for one in list(session.live()):
+    for one in list(signals.live()):
         one.wait()
         one.outcome()
 
@@ -120,7 +120,7 @@ def resume(
     Example: `matforge resume matforge_workflow-20260101_120000`
     """
     from matforge.engine.store import find_run
-    from matforge.session import reopen
+    from matforge.opening import reopen
 
     path = find_run(run)
     session = reopen(path, executor=executor, workers=workers, quiet=quiet)

@@ -26,7 +26,7 @@ from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import Executor
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.manager import FluxManager
-from matforge.session import Settings, begin, reopen
+from matforge.opening import Settings, begin, reopen
 
 GOAL_MS = 0.3
 GOAL_RESUME_S = 5.0

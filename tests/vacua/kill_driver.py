@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge.engine.journal import Journal
-from matforge.session import reopen
+from matforge.opening import reopen
 from matforge.vacua import load_geometry
 from matforge.vacua.campaign import Tuning, start
 from matforge.vacua.region import Region

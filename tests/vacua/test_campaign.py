@@ -19,7 +19,8 @@ from matforge.strategies.refine_promising import RefinePromising
 
 from matforge.engine import journal
 from matforge.model import RunState, UsageError
-from matforge.session import RunFailedError, reopen
+from matforge.opening import reopen
+from matforge.session import RunFailedError
 from matforge.strategy import Event, FutureProcessingStrategy, Spawn
 from matforge.vacua import load_geometry
 from matforge.vacua.campaign import Tuning, search, start

@@ -1,0 +1,405 @@
+"""How a run begins, and how it is taken up again.
+
+:func:`begin` makes a run directory and :func:`reopen` continues one from its journal alone, so
+resuming needs no script: functions, strategy and settings were stored when the run began.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matforge._version import __version__
+from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
+from matforge.engine import arbitration, journal
+from matforge.engine.lock import RunLock
+from matforge.engine.records import Ending
+from matforge.engine.run import Run
+from matforge.engine.status import StatusWriter, last_sequence
+from matforge.engine.store import (
+    JOURNAL_NAME,
+    LOCK_NAME,
+    LOG_NAME,
+    OUT_NAME,
+    RunStore,
+    StorageError,
+    check_layout,
+    create_run_dir,
+    storage_sentence,
+)
+from matforge.executors import choose
+from matforge.executors.protocol import Executor, RunContext
+from matforge.manager import FluxManager
+from matforge.model import ChoreState, MatForgeError, Resources, UsageError
+from matforge.session import Session, open_log
+from matforge.steering import Entry
+from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_state
+
+log = logging.getLogger("matforge")
+
+STRATEGY_FILE = "strategy"
+DURABILITIES = ("process", "power")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is to be executed; stored with it, so that a resume needs none of it again."""
+
+    basedir: Path = Path(".")
+    name: str = "matforge"
+    campaign: str = ""
+    executor: str = "auto"
+    workers: int | None = None
+    layout: str = "auto"
+    log_delay: float = 5.0
+    durability: str = "process"
+    affinity: bool = False
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`UsageError` before anything is made."""
+        choose.check(self.executor, self.workers)
+        check_layout(self.layout)
+        if self.durability not in DURABILITIES:
+            raise UsageError(f"durability must be one of {', '.join(DURABILITIES)}, not {self.durability!r}.")
+        if not isinstance(self.log_delay, int | float) or not self.log_delay >= 0:
+            raise UsageError(f"log_delay must be a number of seconds, not {self.log_delay!r}.")
+        for label in ("name", "campaign"):
+            if not isinstance(getattr(self, label), str):
+                raise UsageError(f"{label} must be a string, not {getattr(self, label)!r}.")
+
+
+# ---------------------------------------------------------------- begin
+
+
+def begin(
+    settings: Settings,
+    registry: ChoreRegistry,
+    calls: Sequence[Call],
+    strategy: FutureProcessingStrategy | None = None,
+    *,
+    executor: Executor | None = None,
+) -> Session:
+    """Make a run directory, write down everything a resume needs, and start.
+
+    Raises
+    ------
+    UsageError
+        If a setting is wrong, or a chore can never fit; before anything is made.
+    """
+    settings.check()
+    with ExitStack() as undo:
+        executor = executor or _executor(settings)
+        undo.callback(executor.close, kill=True)
+        _check_fit(calls, executor)
+        strategy = strategy or AdaptiveStrategy()
+        pickled = {name: _pickle_function(registry.get(name)) for name in registry}
+        frozen = _pickle_strategy(strategy)
+        now = executor.now()
+        run_dir = create_run_dir(settings.basedir, now)
+        lock = _locked(run_dir, now, undo)
+        power = settings.durability == "power"
+        store = RunStore(run_dir, layout=settings.layout, sync=power)
+        store.expected = len(calls)
+        undo.callback(store.close)
+        functions = {
+            name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
+            for name, data in pickled.items()
+        }
+        store.put_function(STRATEGY_FILE, frozen)
+        record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=power)
+        undo.callback(record.abandon)
+        record.append(_run_record(run_dir, settings, functions, now))
+        run = Run(store, record, fits=_fits(executor))
+        for call in calls:
+            run.add(call)
+        record.append({"e": "submitted", "n": len(calls)})
+        run.flush(now)
+        session = _session(run, executor, strategy, functions, settings, lock, started_at=now, fresh=True)
+        session.start(undo)
+    return session
+
+
+def _locked(run_dir: Path, now: float, undo: ExitStack) -> RunLock:
+    lock = RunLock(run_dir / LOCK_NAME)
+    undo.callback(lock.release)
+    try:
+        lock.acquire(now)
+    except OSError as error:
+        raise StorageError(storage_sentence(lock.path, error)) from error
+    return lock
+
+
+def _check_fit(calls: Sequence[Call], executor: Executor) -> None:
+    why = _fits(executor)
+    for call in calls:
+        if sentence := why(call.resources):
+            raise UsageError(f"Chore {call.name!r} can never run here. {sentence}")
+
+
+def _fits(executor: Executor) -> Any:
+    capacity = executor.capacity()
+    return functools.partial(
+        arbitration.why_unfit, total_cores=capacity.total_cores, total_gpus=capacity.total_gpus
+    )
+
+
+def _executor(settings: Settings) -> Executor:
+    return choose.make(
+        settings.executor,
+        settings.workers,
+        sync=settings.durability == "power",
+        affinity=settings.affinity,
+    )
+
+
+def _file_name(name: str, data: bytes) -> str:
+    return f"{slug(name)}-{content_key(data)[:10]}"
+
+
+def _pickle_function(entry: Registration) -> bytes:
+    import cloudpickle
+
+    try:
+        data: bytes = cloudpickle.dumps(entry.func)
+    except Exception as error:  # pickling runs arbitrary code
+        raise UsageError(f"Chore {entry.qualname!r} cannot be pickled: {error}") from error
+    return data
+
+
+def _pickle_strategy(strategy: FutureProcessingStrategy) -> bytes:
+    import cloudpickle
+
+    module = sys.modules.get(type(strategy).__module__)
+    by_value = module is not None and getattr(module, "__matforge_file__", None) is not None
+    if by_value:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        data: bytes = cloudpickle.dumps(strategy)
+    except Exception as error:  # pickling runs arbitrary code
+        raise UsageError(f"The strategy {type(strategy).__name__} cannot be pickled: {error}") from error
+    finally:
+        if by_value:
+            cloudpickle.unregister_pickle_by_value(module)
+    return data
+
+
+def _run_record(
+    run_dir: Path, settings: Settings, functions: Mapping[str, Entry], now: float
+) -> dict[str, Any]:
+    return {
+        "e": "run",
+        "v": journal.FORMAT_VERSION,
+        "id": run_dir.name,
+        "t": now,
+        "matforge": __version__,
+        "settings": {
+            "name": settings.name,
+            "campaign": settings.campaign,
+            "executor": settings.executor,
+            "workers": settings.workers,
+            "layout": settings.layout,
+            "log_delay": settings.log_delay,
+            "durability": settings.durability,
+            "affinity": settings.affinity,
+        },
+        "functions": {
+            name: [entry.file, entry.resources.as_dict(), entry.id_name] for name, entry in functions.items()
+        },
+        "sys_path": [p for p in sys.path if p],
+    }
+
+
+# ---------------------------------------------------------------- reopen
+
+
+def reopen(
+    run_dir: Path,
+    *,
+    executor: str | None = None,
+    workers: int | None = None,
+    quiet: bool = False,
+    made: Executor | None = None,
+) -> Session:
+    """Continue a run from its journal.
+
+    Raises
+    ------
+    MatForgeError
+        If another driver holds it, or the journal is damaged, or was written before the script
+        had submitted everything.
+    """
+    now = time.time() if made is None else made.now()
+    with ExitStack() as undo:
+        lock = _locked(run_dir, now, undo)
+        with _no_garbage():
+            records, tail = journal.read(run_dir / JOURNAL_NAME)
+        first = _first(run_dir, records)
+        settings = _settings(run_dir, first, executor, workers, quiet)
+        settings.check()
+        maker = made or _executor(settings)
+        undo.callback(maker.close, kill=True)
+        epoch = 2 + sum(r["e"] == "resume" for r in records)
+        power = settings.durability == "power"
+        store = RunStore(run_dir, layout=settings.layout, epoch=epoch, sync=power)
+        store.expected = sum(r["n"] for r in records if r["e"] == "submitted")
+        undo.callback(store.close)
+        record = _reopened_journal(run_dir, tail, len(records), power)
+        undo.callback(record.abandon)
+        run = Run(store, record, epoch=epoch, fits=_fits(maker))
+        with _no_garbage():
+            run.replay(records)
+        run.resumed(now, tail.torn)
+        # the epoch must be known before anything of it can be started
+        run.flush(now)
+        sys.path += [path for path in first["sys_path"] if path not in sys.path]
+        strategy = _load_strategy(run_dir, run.strategy_state)
+        functions = {
+            name: Entry(file_name, Resources.from_dict(resources), id_name)
+            for name, (file_name, resources, id_name) in first["functions"].items()
+        }
+        fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
+        session = _session(
+            run, maker, strategy, functions, settings, lock,
+            started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
+        )  # fmt: skip
+        if tail.torn:
+            log.warning("cut off %d bytes of a write that never finished", tail.torn)
+        session.start(undo)
+    return session
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Look for no garbage where none is made: with millions of new objects that takes as long as the rest."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _reopened_journal(run_dir: Path, tail: journal.Tail, sequence: int, power: bool) -> journal.Journal:
+    path = run_dir / JOURNAL_NAME
+    try:
+        return journal.Journal.reopen(path, tail, sequence, sync_every_write=power)
+    except OSError as error:
+        raise StorageError(storage_sentence(path, error)) from error
+
+
+def _load_strategy(run_dir: Path, state: str | None) -> FutureProcessingStrategy:
+    """The strategy that the run began with, in the state that was journalled last."""
+    path = run_dir / OUT_NAME / "registry" / STRATEGY_FILE
+    try:
+        with path.open("rb") as file:
+            strategy: FutureProcessingStrategy = pickle.load(file)
+        thaw_state(strategy, state)
+    except Exception as error:  # unpickling runs arbitrary code
+        raise MatForgeError(
+            f"The strategy of the run cannot be loaded from {path}: {type(error).__name__}: {error}"
+        ) from error
+    return strategy
+
+
+def _first(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+    if not records or records[0]["e"] != "run":
+        raise MatForgeError(f"{run_dir} was ended before it had begun; start it again instead.")
+    if records[0]["v"] > journal.FORMAT_VERSION:
+        raise MatForgeError(
+            f"{run_dir} was written by MatForge {records[0]['matforge']}, which is newer than this "
+            f"{__version__}; resume it with that version."
+        )
+    if not any(r["e"] == "submitted" for r in records):
+        raise MatForgeError(
+            f"{run_dir} was ended before its script had submitted all chores; run the script again."
+        )
+    return records[0]
+
+
+def _settings(
+    run_dir: Path, first: dict[str, Any], executor: str | None, workers: int | None, quiet: bool
+) -> Settings:
+    stored = dict(first["settings"])
+    stored["executor"] = executor or stored["executor"]
+    stored["workers"] = workers if workers is not None else stored["workers"]
+    return Settings(basedir=run_dir.parent, quiet=quiet, **stored)
+
+
+# ---------------------------------------------------------------- both
+
+
+def _session(
+    run: Run,
+    executor: Executor,
+    strategy: FutureProcessingStrategy,
+    functions: Mapping[str, Entry],
+    settings: Settings,
+    lock: RunLock,
+    *,
+    started_at: float,
+    fresh: bool,
+    sys_path: Sequence[str] | None = None,
+) -> Session:
+    run_dir = run.store.path
+    status = StatusWriter(
+        run_dir,
+        {"id": run_dir.name, "name": settings.name, "campaign": settings.campaign},
+        started_at,
+        settings.log_delay,
+        sequence=last_sequence(run_dir),
+    )
+    paths = list(sys_path) if sys_path is not None else [p for p in sys.path if p]
+    script = os.path.dirname(os.path.abspath(sys.argv[0])) if sys.argv and sys.argv[0] else ""
+    context = RunContext(
+        run_dir,
+        run_dir.name,
+        run.epoch,
+        {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*paths, script] if script else paths))},
+    )
+    session: Session | None = None
+
+    def on_end(ending: Ending) -> None:
+        if session is not None:
+            session.note(ending)
+
+    manager = FluxManager(
+        run, executor, strategy, functions,
+        status=status, context=context, lock=lock, fresh=fresh, on_end=on_end,
+    )  # fmt: skip
+    session = Session(run_dir, manager, run)
+    _recall(session, status, started_at)
+    open_log(run_dir)
+    if not settings.quiet:
+        print(
+            f"MatForge writes to {run_dir}\n  status   {run_dir / 'status.json'}\n"
+            f"  log      {run_dir / LOG_NAME}\n  results  {run_dir / OUT_NAME}",
+            file=sys.stderr,
+        )
+    return session
+
+
+def _recall(session: Session, status: StatusWriter, when: float) -> None:
+    """Tell a new session what had ended, and was written down, before it began."""
+    run = session.engine
+    yet_to_come = {ending.chore.id for ending in run.unwritten}
+    for chore_id, record in run.records.items():
+        node = run.graph.nodes[chore_id]
+        if chore_id in yet_to_come:
+            continue
+        if node.state is ChoreState.COMPLETED and record.result is not None:
+            session.results[chore_id] = record.result
+        elif node.state is ChoreState.FAILED and node.failure is not None:
+            session.failures[chore_id] = node.failure
+            status.failed(chore_id, node.failure, when)
