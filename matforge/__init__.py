@@ -11,6 +11,8 @@ from matforge._version import __version__
 
 if TYPE_CHECKING:
     from matforge.chore import Chore, ChoreRegistry, ChoreSpec
+    from matforge.concurrent import ChoreExecutor, ChoreFailedError
+    from matforge.future import RunFuture, as_completed
     from matforge.manager import FluxManager
     from matforge.model import (
         ChoreState,
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
         Resources,
         UsageError,
         WithReport,
+        seed,
     )
     from matforge.pipeline import Pipeline
     from matforge.session import InterruptedRunError, RunFailedError
@@ -41,6 +44,10 @@ _HOMES = {
     "Chore": "chore",
     "ChoreRegistry": "chore",
     "ChoreSpec": "chore",
+    "ChoreExecutor": "concurrent",
+    "ChoreFailedError": "concurrent",
+    "RunFuture": "future",
+    "as_completed": "future",
     "FluxManager": "manager",
     "ChoreState": "model",
     "Decision": "strategy",
@@ -51,6 +58,7 @@ _HOMES = {
     "Resources": "model",
     "UsageError": "model",
     "WithReport": "model",
+    "seed": "model",
     "Pipeline": "pipeline",
     "InterruptedRunError": "session",
     "RunFailedError": "session",

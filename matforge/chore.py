@@ -8,10 +8,12 @@ afterwards.
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import io
 import pickle
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from matforge.model import (
     Location,
     OutputReference,
     Resources,
+    ResultReader,
     UsageError,
 )
 
@@ -77,7 +80,7 @@ class ChoreRegistry:
             raise UsageError(f"A chore must be a function, not {type(func).__name__}.")
         qualname = name or str(getattr(func, "__qualname__", type(func).__name__))
         known = self._entries.get(qualname)
-        if known is not None and known.func is not func:
+        if known is not None and known.func is not func and not _redefined(known.func, func):
             raise UsageError(
                 f"There is already a chore named {qualname!r}; give one of the two another name "
                 "with @pipe.chore(name=...)."
@@ -108,6 +111,13 @@ class ChoreRegistry:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _redefined(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether somebody at a prompt or in a notebook has defined a function anew."""
+    interactive = hasattr(sys, "ps1") or "get_ipython" in vars(builtins)
+    same = getattr(old, "__module__", 0) == getattr(new, "__module__", 1) == "__main__"
+    return interactive and same
 
 
 def nearest(name: str, known: Any) -> str:
@@ -245,8 +255,14 @@ class Chore:
         )
 
 
-def pack(arguments: Any) -> tuple[bytes, tuple[str, ...]]:
+def pack(arguments: Any, reader: ResultReader | None = None) -> tuple[bytes, tuple[str, ...]]:
     """Pickle ``arguments`` with each reference replaced by (input number, path).
+
+    Parameters
+    ----------
+    arguments
+    reader : ResultReader, optional
+        The pipeline that the references have to be of.
 
     Returns
     -------
@@ -258,13 +274,16 @@ def pack(arguments: Any) -> tuple[bytes, tuple[str, ...]]:
     Raises
     ------
     UsageError
-        If something inside cannot be pickled; the sentence says which argument.
+        If something inside cannot be pickled (the sentence says which argument), or a reference is
+        of another pipeline.
     """
     if not _interesting(arguments):  # plain values: the C pickler is ten times faster
         return pickle.dumps(arguments, protocol=5), ()
     inputs: dict[str, int] = {}
     try:
-        return _dump(arguments, inputs), tuple(inputs)
+        return _dump(arguments, inputs, reader), tuple(inputs)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(f"{_culprit(arguments)} cannot be pickled: {error}") from error
 
@@ -286,12 +305,17 @@ def _interesting(value: Any, depth: int = 0) -> bool:
     return True
 
 
-def _dump(value: Any, inputs: dict[str, int]) -> bytes:
+def _dump(value: Any, inputs: dict[str, int], reader: ResultReader | None = None) -> bytes:
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         def persistent_id(self, obj: Any) -> Any:
             if type(obj) is OutputReference:
+                if reader is not None and obj.reader is not None and obj.reader is not reader:
+                    raise UsageError(
+                        f"An argument refers to {obj.chore_id} of another pipeline; a chore can only use "
+                        "results of its own. Take that one's value with .result() and pass it on."
+                    )
                 return inputs.setdefault(obj.chore_id, len(inputs)), obj.path
             return None
 

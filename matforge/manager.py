@@ -10,10 +10,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Chore
+from matforge.chore import Call, Chore, content_key
 from matforge.engine import arbitration, graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
@@ -64,6 +65,12 @@ class FluxManager:
         Passed to the executor.
     fresh : bool
         Whether the strategy is still to be asked what to do at the start.
+    held : bool
+        Whether the run stays open for more chores (:meth:`add`) until :meth:`release`.
+    seed : int
+        Of the run; 0 leaves the seeds of the chores as they are.
+    buffer_time : float
+        Seconds; passed to a strategy with full control.
     on_end : callable, optional
         Called in the manager's thread for every chore that has ended, after it was journalled.
     """
@@ -79,6 +86,9 @@ class FluxManager:
         context: RunContext,
         lock: RunLock | None = None,
         fresh: bool = True,
+        held: bool = False,
+        seed: int = 0,
+        buffer_time: float = 0.0,
         on_end: Callable[[Ending], None] | None = None,
     ) -> None:
         self.engine = run
@@ -88,13 +98,16 @@ class FluxManager:
         self._gate = threading.RLock()
         """Held to wake the executor, so that nobody does once it is closed (re-entrant: signals)."""
         self._closed = False
-        self._steering = Steering(strategy, run, functions, self._wake)
+        self._steering = Steering(strategy, run, functions, self._wake, buffer_time)
         self._context = context
         self._functions = functions
         self._lock = lock
         self._fresh = fresh
         self._on_end = on_end
-        self._requests: deque[tuple[str, Any]] = deque()
+        self._requests: deque[Callable[[], None]] = deque()
+        self._additions: deque[tuple[Call, Future[Chore]]] = deque()
+        self._held = held
+        self._salt = int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._mean_wall: float | None = None
@@ -110,12 +123,42 @@ class FluxManager:
 
     def interrupt(self, reason: str) -> None:
         """End the run soon, resumable; callable from any thread and from signal handlers."""
-        self._requests.append(("interrupt", reason))
-        self._wake()
+
+        def end() -> None:
+            self._interrupted = reason
+
+        self._request(end)
 
     def cancel(self, chore_id: str) -> None:
         """Cancel a chore; callable from any thread."""
-        self._requests.append(("cancel", chore_id))
+        self._request(lambda: self._cancel(chore_id))
+
+    def add(self, call: Call) -> Future[Chore]:
+        """Add a chore to the run, which must be held open; callable from any thread.
+
+        Returns
+        -------
+        Future
+            Of the chore; fails with :class:`MatForgeError` if the run ends before.
+        """
+        added: Future[Chore] = Future()
+        with self._gate:
+            if self._closed:
+                raise MatForgeError("The run has ended; nothing can be added to it.")
+            self._additions.append((call, added))
+            self._executor.wake()
+        return added
+
+    def release(self) -> None:
+        """Let a run that was held open end when all its chores have; callable from any thread."""
+
+        def let_go() -> None:
+            self._held = False
+
+        self._request(let_go)
+
+    def _request(self, what: Callable[[], None]) -> None:
+        self._requests.append(what)
         self._wake()
 
     def _wake(self) -> None:
@@ -162,7 +205,7 @@ class FluxManager:
         return storage_sentence(Path(error.filename or self.engine.store.path), error)
 
     def _begin(self) -> None:
-        if self.engine.graph.open or self.engine.outbox or self._fresh:
+        if self.engine.graph.open or self.engine.outbox or self.engine.plan or self._fresh:
             try:
                 self._executor.start(self._context)
             except (MatForgeError, OSError) as error:
@@ -188,18 +231,21 @@ class FluxManager:
 
     def _take_requests(self) -> bool:
         """Whether to go on."""
-        while self._requests:
-            kind, value = self._requests.popleft()
-            if kind == "interrupt":
-                self._interrupted = value
-                return False
-            if value in self.engine.records:
-                self._perform(self.engine.cancel(value))
-        return True
+        while self._requests and self._interrupted is None:
+            self._requests.popleft()()
+        # a plan has numbered its chores already, so others have to wait for their numbers
+        while self._additions and self._interrupted is None and self.engine.plan is None:
+            call, added = self._additions.popleft()
+            added.set_result(self.engine.add(call))
+        return self._interrupted is None
+
+    def _cancel(self, chore_id: str) -> None:
+        if chore_id in self.engine.records:
+            self._perform(self.engine.cancel(chore_id))
 
     def _patience(self) -> float:
         """How long the next poll may wait."""
-        if self._finished or self._requests:
+        if self._finished or self._requests or self._additions or self.engine.plan is not None:
             return 0.0
         now = self._executor.now()
         waits = [IDLE_POLL_S]
@@ -262,8 +308,12 @@ class FluxManager:
             payload=payload if payload is not None else chore.payload,
             inputs=tuple(inputs),
             directory=record.directory,
-            seed=chore.seed,
+            seed=self.seed_of(chore),
         )
+
+    def seed_of(self, chore: Chore) -> int:
+        """A reproducible 63-bit seed: of the chore's key and the run's seed."""
+        return chore.seed ^ self._salt
 
     def _perform(self, instructions: list[graph.Instruction]) -> None:
         attempts = [
@@ -315,23 +365,28 @@ class FluxManager:
     def _settle(self) -> None:
         """Put new endings to the strategy, apply its answers, and see whether all is done."""
         run = self.engine
+        self._perform(run.advance())
         while True:
             while self._asked < len(run.outbox):
                 self._steering.ask(run.outbox[self._asked])
                 self._asked += 1
-            answers = self._steering.collect()
-            if not answers:
+            # answers count in their order, so what follows a plan waits for it
+            answer = self._steering.collect() if run.plan is None else None
+            if answer is None:
                 break
-            for answer in answers:
-                self._apply(answer)
-        if not run.outbox and not self._steering.outstanding:
+            self._apply(answer)
+        if run.plan or self._held or self._additions:
+            return
+        if not run.outbox and self._steering.idle:
             done = run.graph.handle(graph.Settled())
             self._finished = self._finished or any(isinstance(i, graph.Finish) for i in done)
 
     def _apply(self, answer: Answer) -> None:
         run = self.engine
         if answer.ending is None:
-            instructions = run.decide(answer.steps, state=answer.state, origin="start", error=answer.error)
+            instructions = run.decide(
+                answer.steps, state=answer.state, origin=answer.origin, error=answer.error
+            )
         else:
             instructions = run.settle(answer.ending, answer.steps, state=answer.state, error=answer.error)
             self._asked -= 1
@@ -377,7 +432,7 @@ class FluxManager:
             "resources": chore.resources.as_dict(),
             "dependencies": list(chore.inputs),
             "parent": chore.parent,
-            "seed": chore.seed,
+            "seed": self.seed_of(chore),
             "state": ending.state.value,
             "failure": ending.failure.as_dict() if ending.failure else None,
             "report": ending.facts.report,
@@ -411,6 +466,8 @@ class FluxManager:
         finally:
             self.status.state = self._final_state()
             self.problem = self.problem or self._interrupted
+            for _, added in self._additions:
+                added.set_exception(MatForgeError("The run has ended; nothing can be added to it."))
             try:
                 self._close_files()
             finally:

@@ -5,6 +5,7 @@ Nothing here performs anything, and nothing here imports another MatForge module
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum, auto
@@ -257,8 +258,8 @@ ONE_CORE = Resources()
 class ResultReader(Protocol):
     """Whatever can fetch a chore's result: a live run, or a run directory opened later."""
 
-    def read_result(self, chore_id: str) -> Any:
-        """The chore's result; raises if there is none."""
+    def read_result(self, chore_id: str, timeout: float | None = None) -> Any:
+        """The chore's result, once it has ended; raises if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +284,21 @@ class OutputReference:
             "index it, or pass it on to a chore that iterates."
         )
 
-    def result(self) -> Any:
-        """The value, if the chore has completed.
+    def __hash__(self) -> int:
+        return hash(self.chore_id)  # a path may hold slices, which have no hash before Python 3.12
+
+    def result(self, timeout: float | None = None) -> Any:
+        """The value, once the chore has ended.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait at most; default: as long as it takes.
 
         Raises
         ------
+        TimeoutError
+            If the chore has not ended in time; the run goes on.
         MatForgeError
             If the reference is not bound to a run, or the chore has no result.
         """
@@ -295,10 +306,27 @@ class OutputReference:
             raise MatForgeError(
                 f"The reference to {self.chore_id} is not bound to a run here; pass it to a chore instead."
             )
-        return apply_path(self.reader.read_result(self.chore_id), self.path)
+        return apply_path(self.reader.read_result(self.chore_id, timeout), self.path)
 
     def __reduce__(self) -> Any:
         return (OutputReference, (self.chore_id, self.path))
+
+
+def seed() -> int:
+    """The reproducible 63-bit seed of the chore that is running here.
+
+    It depends on what the chore is (its function, its arguments, its place in the run) and on the
+    run's own seed, never on where or when it runs.
+
+    Raises
+    ------
+    MatForgeError
+        Outside of a chore.
+    """
+    text = os.environ.get("MATFORGE_SEED")
+    if text is None:
+        raise MatForgeError("There is no seed here: matforge.seed() is for the inside of a chore.")
+    return int(text)
 
 
 def apply_path(value: Any, path: Iterable[Any]) -> Any:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from matforge.engine.store import (
     OUT_NAME,
     RunStore,
     StorageError,
-    check_layout,
     create_run_dir,
     storage_sentence,
 )
@@ -42,41 +41,15 @@ from matforge.executors.protocol import Executor, RunContext
 from matforge.manager import FluxManager
 from matforge.model import ChoreState, MatForgeError, Resources, UsageError
 from matforge.session import Session, open_log
+from matforge.settings import Settings
 from matforge.steering import Entry
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_state
 
 log = logging.getLogger("matforge")
 
 STRATEGY_FILE = "strategy"
-DURABILITIES = ("process", "power")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How a run is to be executed; stored with it, so that a resume needs none of it again."""
-
-    basedir: Path = Path(".")
-    name: str = "matforge"
-    campaign: str = ""
-    executor: str = "auto"
-    workers: int | None = None
-    layout: str = "auto"
-    log_delay: float = 5.0
-    durability: str = "process"
-    affinity: bool = False
-    quiet: bool = False
-
-    def check(self) -> None:
-        """Raise :class:`UsageError` before anything is made."""
-        choose.check(self.executor, self.workers)
-        check_layout(self.layout)
-        if self.durability not in DURABILITIES:
-            raise UsageError(f"durability must be one of {', '.join(DURABILITIES)}, not {self.durability!r}.")
-        if not isinstance(self.log_delay, int | float) or not self.log_delay >= 0:
-            raise UsageError(f"log_delay must be a number of seconds, not {self.log_delay!r}.")
-        for label in ("name", "campaign"):
-            if not isinstance(getattr(self, label), str):
-                raise UsageError(f"{label} must be a string, not {getattr(self, label)!r}.")
+_NOT_STORED = ("basedir", "quiet")
+"""Settings that belong to where and how a run is looked at, not to the run."""
 
 
 # ---------------------------------------------------------------- begin
@@ -89,8 +62,11 @@ def begin(
     strategy: FutureProcessingStrategy | None = None,
     *,
     executor: Executor | None = None,
+    held: bool = False,
 ) -> Session:
     """Make a run directory, write down everything a resume needs, and start.
+
+    With ``held`` the run stays open for more chores (:meth:`FluxManager.add`) until it is released.
 
     Raises
     ------
@@ -125,7 +101,9 @@ def begin(
             run.add(call)
         record.append({"e": "submitted", "n": len(calls)})
         run.flush(now)
-        session = _session(run, executor, strategy, functions, settings, lock, started_at=now, fresh=True)
+        session = _session(
+            run, executor, strategy, functions, settings, lock, started_at=now, fresh=True, held=held
+        )
         session.start(undo)
     return session
 
@@ -204,14 +182,7 @@ def _run_record(
         "t": now,
         "matforge": __version__,
         "settings": {
-            "name": settings.name,
-            "campaign": settings.campaign,
-            "executor": settings.executor,
-            "workers": settings.workers,
-            "layout": settings.layout,
-            "log_delay": settings.log_delay,
-            "durability": settings.durability,
-            "affinity": settings.affinity,
+            one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in _NOT_STORED
         },
         "functions": {
             name: [entry.file, entry.resources.as_dict(), entry.id_name] for name, entry in functions.items()
@@ -350,6 +321,7 @@ def _session(
     *,
     started_at: float,
     fresh: bool,
+    held: bool = False,
     sys_path: Sequence[str] | None = None,
 ) -> Session:
     run_dir = run.store.path
@@ -376,7 +348,8 @@ def _session(
 
     manager = FluxManager(
         run, executor, strategy, functions,
-        status=status, context=context, lock=lock, fresh=fresh, on_end=on_end,
+        status=status, context=context, lock=lock, fresh=fresh, held=held, seed=settings.seed,
+        buffer_time=settings.buffer_time, on_end=on_end,
     )  # fmt: skip
     session = Session(run_dir, manager, run)
     _recall(session, status, started_at)
@@ -396,10 +369,8 @@ def _recall(session: Session, status: StatusWriter, when: float) -> None:
     yet_to_come = {ending.chore.id for ending in run.unwritten}
     for chore_id, record in run.records.items():
         node = run.graph.nodes[chore_id]
-        if chore_id in yet_to_come:
+        if chore_id in yet_to_come or node.state is None or not node.state.final:
             continue
-        if node.state is ChoreState.COMPLETED and record.result is not None:
-            session.results[chore_id] = record.result
-        elif node.state is ChoreState.FAILED and node.failure is not None:
-            session.failures[chore_id] = node.failure
+        session.remember(chore_id, record.result, node.failure, node.state)
+        if node.failure is not None and node.state is ChoreState.FAILED:
             status.failed(chore_id, node.failure, when)

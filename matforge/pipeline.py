@@ -13,81 +13,26 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, pack, slug
-from matforge.executors import choose
-from matforge.model import MatForgeError, OutputReference, Resources, RunState, UsageError
-from matforge.opening import Settings, begin
+from matforge.callbacks import CallbackStrategy, Watch
+from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, nearest, pack, slug
+from matforge.delayed import Delayed
+from matforge.drawing import Graph
+from matforge.future import RunFuture, as_completed
+from matforge.model import MatForgeError, OutputReference, Resources, UsageError
+from matforge.opening import begin
 from matforge.session import Results, Session
-from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy
+from matforge.settings import run_settings
+from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy, made
 
-
-class Delayed:
-    """A registered function: calling it records a chore and returns a reference to its result.
-
-    ``.func`` is the function itself. On a worker this object *is* the function, so chores may
-    call each other's code directly.
-    """
-
-    def __init__(self, pipeline: Pipeline, entry: Registration) -> None:
-        self._pipeline = pipeline
-        self._entry = entry
-        self.func = entry.func
-        functools.update_wrapper(self, entry.func)
-
-    def __call__(self, *args: Any, nice: int = 0, **kwargs: Any) -> OutputReference:
-        return self._pipeline.call(self._entry.qualname, *args, nice=nice, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return (_itself, (self.func,))
-
-
-def _itself(func: Callable[..., Any]) -> Callable[..., Any]:
-    return func
-
-
-class RunFuture:
-    """The run that :meth:`Pipeline.submit` started."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    @property
-    def session(self) -> Session:
-        """The running session behind this future."""
-        return self._session
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's directory."""
-        return self._session.run_dir
-
-    def done(self) -> bool:
-        """Whether the run has ended."""
-        return self._session.manager.done.is_set()
-
-    def result(self, timeout: float | None = None) -> Results:
-        """Wait for the end; all results by chore id.
-
-        Raises
-        ------
-        TimeoutError
-            If the run has not ended in time; it goes on.
-        RunFailedError
-            If chores failed; carries the results there are and every failure.
-        InterruptedRunError
-            If the run was interrupted.
-        """
-        self._session.wait(timeout)
-        return self._session.outcome()
-
-    def wait(self, timeout: float | None = None) -> RunState:
-        """Wait for the end without an opinion on how it ended."""
-        return self._session.wait(timeout)
+StrategyLike = FutureProcessingStrategy | type[FutureProcessingStrategy]
 
 
 class Pipeline:
@@ -97,6 +42,8 @@ class Pipeline:
     ----------
     basedir : path
         Folder in which the run directory is made.
+    registry : ChoreRegistry, optional
+        Functions registered beforehand.
     executor : str
         ``auto``, ``local``. Default: ``MATFORGE_EXECUTOR``, else ``auto``.
     workers : int, optional
@@ -108,13 +55,14 @@ class Pipeline:
     durability : str
         ``process`` (a killed process loses nothing that was journalled) or ``power`` (every result
         is synced).
-    registry : ChoreRegistry, optional
-        Functions registered beforehand.
+    seed : int
+        Changes the seeds of all chores (:func:`matforge.seed`).
     """
 
     def __init__(
         self,
         basedir: str | os.PathLike[str] | None = None,
+        registry: ChoreRegistry | None = None,
         *,
         executor: str | None = None,
         workers: int | None = None,
@@ -122,41 +70,46 @@ class Pipeline:
         campaign: str = "",
         layout: str | None = None,
         durability: str = "process",
-        registry: ChoreRegistry | None = None,
+        seed: int = 0,
     ) -> None:
-        environment = os.environ
         self.registry = registry if registry is not None else ChoreRegistry()
-        self._settings: dict[str, Any] = {
-            "basedir": Path(basedir if basedir is not None else environment.get("MATFORGE_DIR") or "."),
-            "executor": executor or environment.get("MATFORGE_EXECUTOR") or "auto",
-            "workers": workers if workers is not None else _whole(environment.get("MATFORGE_WORKERS")),
-            "name": name,
-            "campaign": campaign,
-            "layout": layout or environment.get("MATFORGE_LAYOUT") or "auto",
-            "durability": durability,
-        }
-        choose.check(self._settings["executor"], self._settings["workers"])
+        self._settings = run_settings(
+            basedir, executor=executor, workers=workers, name=name, campaign=campaign, layout=layout,
+            durability=durability, seed=seed,
+        )  # fmt: skip
         self._calls: list[Call] = []
-        self._ids: set[str] = set()
+        self._ids: dict[str, Call] = {}
         self._keys: dict[str, OutputReference] = {}
-        self._session: Session | None = None
+        self._watches: list[Watch] = []
+        self._future: RunFuture | None = None
 
     # -- recording
 
     def chore(
         self,
         name: str | None = None,
-        *,
-        resources: Resources | None = None,
         num_tasks: int = 1,
         cores_per_task: int = 1,
         gpus_per_task: int = 0,
         mpi: bool = False,
         env: Mapping[str, str] | None = None,
         inherit_env: bool = True,
+        *,
         isolated: bool = False,
+        resources: Resources | None = None,
+        nice: int = 0,
     ) -> Callable[[Callable[..., Any]], Delayed]:
         """Decorate a function so that its calls are recorded as chores.
+
+        Parameters
+        ----------
+        name : str, optional
+            Default: the function's name.
+        num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated
+            As of :class:`~matforge.Resources`, which can be given whole instead.
+        resources : Resources, optional
+        nice : int
+            Lower runs earlier.
 
         Raises
         ------
@@ -165,44 +118,164 @@ class Pipeline:
         """
         if callable(name):
             raise UsageError("Write @pipe.chore(), with parentheses, above the function.")
+        check_nice(nice)
         wants = resources or Resources(
             num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated
         )
 
         def decorate(func: Callable[..., Any]) -> Delayed:
-            return Delayed(self, self.registry.register(func, name=name, resources=wants))
+            return Delayed(self, self.registry.register(func, name=name, resources=wants), {"nice": nice})
+
+        return decorate
+
+    def strategy(
+        self,
+        bolo_list: Sequence[str],
+        name: str | None = None,
+        num_tasks: int = 1,
+        cores_per_task: int = 1,
+        gpus_per_task: int = 0,
+        mpi: bool = False,
+        env: Mapping[str, str] | None = None,
+        inherit_env: bool = True,
+        *,
+        isolated: bool = False,
+        resources: Resources | None = None,
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorate a function so that it is called, as a chore, with what certain others return.
+
+        What it returns is carried out: a :class:`~matforge.ChoreSpec` is spawned, and so are several
+        in a list; other decisions are made; ``None`` does nothing. Chores that fail are not told to it.
+
+        Parameters
+        ----------
+        bolo_list : sequence of str
+            Names of the chores to look out for; they are registered already.
+        name, num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated, resources
+            As of :meth:`chore`, for the strategy's own chores.
+
+        Raises
+        ------
+        UsageError
+            If a name is unknown; the sentence gives the nearest.
+        """
+        if isinstance(bolo_list, str) or callable(bolo_list):
+            raise UsageError('Write @pipe.strategy(bolo_list=["NAME", ...]) above the function.')
+        for watched in bolo_list:
+            if watched not in self.registry:
+                raise UsageError(
+                    f"bolo_list names {watched!r}, which is not a registered chore"
+                    f"{nearest(watched, self.registry)}."
+                )
+        wants = resources or Resources(
+            num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated
+        )
+
+        def decorate(func: Callable[..., Any]) -> Callable[..., Any]:
+            entry = self.registry.register(func, name=name, resources=wants)
+            self._watches.append(Watch(entry.qualname, frozenset(bolo_list)))
+
+            @functools.wraps(func)
+            def refuse(*args: Any, **kwargs: Any) -> None:
+                raise UsageError(f"{entry.qualname!r} is a strategy: the run calls it, not the script.")
+
+            return refuse
 
         return decorate
 
     def call(
-        self, qualname: str, /, *args: Any, nice: int = 0, key: str | None = None, **kwargs: Any
+        self,
+        name: str,
+        /,
+        *args: Any,
+        resources: Resources | None = None,
+        nice: int = 0,
+        queue_nice: int = 0,
+        key: str | None = None,
+        **kwargs: Any,
     ) -> OutputReference:
-        """Record a call of a registered function; a ``key`` that is known already is the same chore."""
-        entry = self.registry.get(qualname)
+        """Record a call of a registered function.
+
+        Parameters
+        ----------
+        name : str
+            Under which it is registered.
+        resources : Resources, optional
+            Default: those given at registration.
+        nice, queue_nice : int
+            Lower runs earlier (two names for the same).
+        key : str, optional
+            A key that is known already is the same chore.
+        """
+        entry = self.registry.get(name)
+        return self.record_call(entry, args, kwargs, nice=nice or queue_nice, resources=resources, key=key)
+
+    def record_call(
+        self,
+        entry: Registration,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        nice: int = 0,
+        resources: Resources | None = None,
+        key: str | None = None,
+    ) -> OutputReference:
+        """Record a call of a function of the registry; what :class:`~matforge.delayed.Delayed` does."""
         self._check_open()
-        payload, inputs = pack((args, kwargs))
-        return self._record(Call(entry.id_name, payload, inputs, qualname, entry.resources, nice, key))
+        payload, inputs = pack((tuple(args), dict(kwargs)), self)
+        wants = resources or entry.resources
+        return self._record(Call(entry.id_name, payload, inputs, entry.qualname, wants, nice, key))
 
     def exec(
         self,
         command: Sequence[Any] | str,
-        *,
         name: str | None = None,
-        nice: int = 0,
+        num_tasks: int = 1,
+        cores_per_task: int = 1,
+        gpus_per_task: int = 0,
+        mpi: bool = False,
+        env: Mapping[str, str] | None = None,
+        inherit_env: bool = True,
+        *,
+        deps: Iterable[OutputReference] = (),
         resources: Resources | None = None,
-        **wants: Any,
+        nice: int = 0,
     ) -> OutputReference:
-        """Record a command; references among its arguments become their results as text."""
-        import shlex
+        """Record a command.
 
+        Parameters
+        ----------
+        command : sequence or str
+            The program and its arguments; references among them become their results as text. A
+            string is taken apart like a shell does, but no shell is run.
+        name : str, optional
+            Default: the program's name.
+        num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, resources, nice
+            As of :meth:`chore`.
+        deps : iterable of OutputReference
+            Chores that have to complete before.
+
+        Returns
+        -------
+        OutputReference
+            To ``{"exit_code": 0, "stdout": path, "stderr": path}``.
+        """
         self._check_open()
         words = shlex.split(command) if isinstance(command, str) else list(command)
         if not words:
             raise UsageError("A command needs at least the name of a program.")
-        payload, inputs = pack(words)
+        for word in words:
+            if isinstance(word, str) and "OutputReference(" in word:
+                raise UsageError(
+                    f"The command holds the text of a reference, {word[:60]!r}: give the command as a list "
+                    "and the reference as an item of it."
+                )
+        payload, inputs = pack(words, self)
+        _, after = pack(list(deps), self)
         program = "command" if isinstance(words[0], OutputReference) else Path(str(words[0])).name
-        label = slug(name or program)
-        return self._record(Call(label, payload, inputs, None, resources or Resources(**wants), nice))
+        wants = resources or Resources(num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env)
+        needed = tuple(dict.fromkeys((*inputs, *after)))
+        return self._record(Call(slug(name or program), payload, needed, None, wants, nice))
 
     def _record(self, call: Call) -> OutputReference:
         check_nice(call.nice)
@@ -215,26 +288,43 @@ class Pipeline:
             return self._keys[call.key]
         self._calls.append(call)
         name = chore_id(call.name, len(self._calls))
-        self._ids.add(name)
+        self._ids[name] = call
         reference = OutputReference(name, (), self)
         if call.key is not None:
             self._keys[call.key] = reference
         return reference
 
     def _check_open(self) -> None:
-        if self._session is not None:
+        if self._future is not None:
             raise UsageError("This pipeline was submitted already; make another one for more chores.")
+
+    def graph(self) -> Graph:
+        """The chores and the edges between them; once submitted, with their states and what was spawned."""
+        if self._future is None:
+            edges = [(needed, name) for name, call in self._ids.items() for needed in call.inputs]
+            return Graph(dict.fromkeys(self._ids), tuple(edges))
+        run = self.session.engine
+        records = dict(run.records)
+        states = {name: run.graph.nodes[name].state for name in records}
+        return Graph(
+            states, tuple((needed, name) for name, r in records.items() for needed in r.chore.inputs)
+        )
 
     # -- running
 
     def submit(
         self,
-        *,
+        write_restart_freq: int | None = None,
         buffer_time: float = 0.0,
         log_delay: float = 5.0,
-        adaptive: bool = True,
-        processing_strategy: FutureProcessingStrategy | type[FutureProcessingStrategy] | None = None,
         set_cpu_affinity: bool = False,
+        set_gpu_affinity: bool = False,
+        adaptive: bool = True,
+        dynopro: bool = False,
+        processing_strategy: StrategyLike | None = None,
+        *,
+        reserve_broker_node: bool = False,
+        controller_cores: int = 0,
         quiet: bool = False,
     ) -> RunFuture:
         """Start the run; returns at once.
@@ -242,51 +332,99 @@ class Pipeline:
         Parameters
         ----------
         buffer_time : float
-            Seconds a strategy with full control waits for more events; others need none.
+            Seconds, passed to a strategy with full control; others need none.
         log_delay : float
             Least seconds between two writes of ``status.json``.
+        set_cpu_affinity, set_gpu_affinity : bool
+            Pin each slot to its cores; bind each task of a job to its GPUs.
         adaptive : bool
             Start chores as resources free up, or in waves.
         processing_strategy
-            A strategy or its class; overrides ``adaptive``.
-        set_cpu_affinity : bool
-            Pin each slot to its cores.
+            A strategy or its class; overrides ``adaptive``. Default: ``MATFORGE_STRATEGY``.
         quiet : bool
             Do not say where the run writes.
+        write_restart_freq, dynopro, reserve_broker_node, controller_cores
+            Accepted and without effect: every run can be resumed at any time, and the driver needs
+            no place of its own.
+
+        Raises
+        ------
+        UsageError
+            If a setting is wrong, or a chore can never fit; before anything is made.
         """
         self._check_open()
-        strategy = processing_strategy
-        if strategy is None:
-            strategy = AdaptiveStrategy() if adaptive else NonAdaptiveStrategy()
-        if isinstance(strategy, type):
-            strategy = strategy()
-        if not isinstance(strategy, FutureProcessingStrategy):
-            raise UsageError(
-                f"processing_strategy must be a FutureProcessingStrategy, not {type(strategy).__name__}."
-            )
-        settings = Settings(**self._settings, log_delay=log_delay, affinity=set_cpu_affinity, quiet=quiet)
-        self._session = begin(settings, self.registry, self._calls, strategy)
-        return RunFuture(self._session)
+        strategy = self._strategy(processing_strategy, adaptive)
+        settings = replace(
+            self._settings,
+            buffer_time=buffer_time,
+            log_delay=log_delay,
+            affinity=set_cpu_affinity,
+            gpu_affinity=set_gpu_affinity,
+            quiet=quiet,
+        )
+        self._future = RunFuture(begin(settings, self.registry, self._calls, strategy))
+        return self._future
+
+    def _strategy(self, given: StrategyLike | None, adaptive: bool) -> FutureProcessingStrategy:
+        if self._watches:
+            if given is not None:
+                raise UsageError(
+                    "This pipeline has strategies of its own (@pipe.strategy); give processing_strategy "
+                    "to another one."
+                )
+            return CallbackStrategy(self._watches, backfill=adaptive)
+        named = os.environ.get("MATFORGE_STRATEGY")
+        if given is None and named:
+            given = importlib.import_module("matforge.strategies").load(named)
+        if given is None:
+            return AdaptiveStrategy() if adaptive else NonAdaptiveStrategy()
+        return made(given)
+
+    @property
+    def session(self) -> Session:
+        """The run behind the pipeline.
+
+        Raises
+        ------
+        MatForgeError
+            Before :meth:`submit`.
+        """
+        return self._live().session
 
     def results(self, timeout: float | None = None) -> Results:
-        """The results of the submitted run, once it has ended; see :meth:`RunFuture.result`."""
-        return RunFuture(self._live()).result(timeout)
+        """The results of the submitted run, once it has ended; see :class:`~matforge.future.RunFuture`."""
+        return self._live().result(timeout)
 
-    def read_result(self, name: str) -> Any:
+    def as_completed(
+        self, references: Iterable[OutputReference] | None = None, timeout: float | None = None
+    ) -> Iterator[OutputReference]:
+        """References in the order in which their chores end; default: all that were recorded."""
+        if references is None:
+            references = [OutputReference(name, (), self) for name in self._ids]
+        return as_completed(references, timeout)
+
+    def cancel(self, reference: OutputReference | str) -> None:
+        """Stop a chore, even one that runs, and all that depends on it; returns at once."""
+        name = reference.chore_id if isinstance(reference, OutputReference) else reference
+        if name not in self.session.engine.records:
+            raise UsageError(f"There is no chore {name!r}{nearest(name, self._ids)}.")
+        self.session.manager.cancel(name)
+
+    def read_result(self, name: str, timeout: float | None = None) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
-        session = self._live()
-        session.wait_for(name)
+        session = self.session
+        session.wait_for(name, timeout)
         return session.read_result(name)
 
-    def _live(self) -> Session:
-        if self._session is None:
+    def _live(self) -> RunFuture:
+        if self._future is None:
             raise MatForgeError("This pipeline was not submitted yet; call submit() first.")
-        return self._session
+        return self._future
 
     def close(self) -> None:
         """Wait for the submitted run, if there is one."""
-        if self._session is not None:
-            self._session.wait()
+        if self._future is not None:
+            self._future.wait()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -294,12 +432,3 @@ class Pipeline:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             self.close()
-
-
-def _whole(text: str | None) -> int | None:
-    if not text:
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"MATFORGE_WORKERS must be a whole number, not {text!r}.") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,13 @@ from matforge.engine.records import Ending
 from matforge.engine.run import Run
 from matforge.engine.store import LOG_NAME
 from matforge.manager import FluxManager
-from matforge.model import ChoreState, Failure, MatForgeError, RunState
+from matforge.model import ChoreState, Failure, Location, MatForgeError, RunState
 
 log = logging.getLogger("matforge")
+
+
+ENDED = threading.Condition()
+"""Told whenever a chore or a run of this process ends; one for all, so that one can wait for several."""
 
 
 class RunFailedError(MatForgeError):
@@ -73,12 +77,18 @@ class Session:
     run_dir: Path
     manager: FluxManager
     engine: Run
-    results: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Location] = field(default_factory=dict)
     """Chore id to location of the result, of what has completed (and is journalled)."""
     failures: dict[str, Failure] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    """Ids of the chores that have ended, whichever way, in that order."""
+    on_chore: list[Callable[[str], None]] = field(default_factory=list)
+    """Called in the manager's thread with the id of every chore that has ended."""
+    _on_over: list[Callable[[], None]] = field(default_factory=list)
+    _told: bool = False
+    _has_ended: set[str] = field(default_factory=set)
     _thread: threading.Thread | None = None
     _crash: BaseException | None = None
-    _ended: threading.Condition = field(default_factory=threading.Condition)
 
     # -- life
 
@@ -107,9 +117,20 @@ class Session:
             log.exception("the manager failed")
         finally:
             self.manager.done.set()
-            with self._ended:
-                self._ended.notify_all()
             close_log(self.run_dir)
+            with ENDED:
+                self._told = True
+                ENDED.notify_all()
+            for tell in self._on_over:
+                tell()
+
+    def when_over(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` when the run has ended, in the manager's thread; at once if it has."""
+        with ENDED:
+            if not self._told:
+                self._on_over.append(tell)
+                return
+        tell()
 
     @property
     def over(self) -> bool:
@@ -145,12 +166,26 @@ class Session:
 
     def note(self, ending: Ending) -> None:
         """Called in the manager's thread for each chore that has ended."""
-        if ending.state is ChoreState.COMPLETED:
-            self.results[ending.chore.id] = ending.result
-        elif ending.failure is not None and ending.state is ChoreState.FAILED:
-            self.failures[ending.chore.id] = ending.failure
-        with self._ended:
-            self._ended.notify_all()
+        with ENDED:
+            self.remember(ending.chore.id, ending.result, ending.failure, ending.state)
+            ENDED.notify_all()
+        for tell in self.on_chore:
+            tell(ending.chore.id)
+
+    def remember(
+        self, chore_id: str, result: Location | None, failure: Failure | None, state: ChoreState
+    ) -> None:
+        """A chore has ended, now or before this session began."""
+        if state is ChoreState.COMPLETED and result is not None:
+            self.results[chore_id] = result
+        elif failure is not None and state is ChoreState.FAILED:
+            self.failures[chore_id] = failure
+        self._has_ended.add(chore_id)
+        self.ended.append(chore_id)
+
+    def has_ended(self, chore_id: str) -> bool:
+        """Whether a chore has ended, whichever way."""
+        return chore_id in self._has_ended
 
     def wait_for(self, chore_id: str, timeout: float | None = None) -> None:
         """Wait until one chore has ended, or the run has.
@@ -160,15 +195,8 @@ class Session:
         TimeoutError
             If it has not in time.
         """
-
-        def over() -> bool:
-            node = self.engine.graph.nodes.get(chore_id)
-            known = chore_id in self.results or chore_id in self.failures
-            cancelled = node is not None and node.state is ChoreState.CANCELLED
-            return known or cancelled or self.manager.done.is_set()
-
-        with self._ended:
-            if not self._ended.wait_for(over, timeout):
+        with ENDED:
+            if not ENDED.wait_for(lambda: self.has_ended(chore_id) or self.over, timeout):
                 raise TimeoutError(f"{chore_id} has not ended after {timeout} s; the run goes on.")
 
     def read_result(self, chore_id: str) -> Any:
@@ -183,7 +211,7 @@ class Session:
         if where is None:
             failure = self.failures.get(chore_id)
             if failure is not None:
-                raise MatForgeError(f"{_told(chore_id, failure)}.")
+                raise MatForgeError(f"{told(chore_id, failure)}.")
             node = self.engine.graph.nodes.get(chore_id)
             if node is None:
                 raise MatForgeError(f"{chore_id} is not a chore of the run in {self.run_dir}.")
@@ -222,10 +250,10 @@ class Session:
         first = roots[0] if roots else next(iter(self.failures))
         rest = len(self.failures) - 1
         more = f"; {rest} more did not complete" if rest else ""
-        return f"{_told(first, self.failures[first])}{more}."
+        return f"{told(first, self.failures[first])}{more}."
 
 
-def _told(chore_id: str, failure: Failure) -> str:
+def told(chore_id: str, failure: Failure) -> str:
     """What happened, without a full stop; the message itself may begin with the chore's id."""
     message = failure.message.removeprefix(f"{chore_id}: ").removesuffix(".")
     return f"{chore_id} failed ({failure.kind.value}): {message}"

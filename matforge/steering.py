@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matforge.chore import Call, Registration, check_nice, nearest, pack
+from matforge.control import Desk, RunOverError
 from matforge.engine.graph import Cancelled, Reprioritised
 from matforge.engine.locations import read
 from matforge.engine.records import Ending
@@ -59,6 +60,10 @@ class Answer:
     steps: list[Step]
     state: str | None
     error: str = ""
+    origin: str = "start"
+    """Names an answer to no ending."""
+    asked: bool = True
+    """Whether there was a question; a strategy with full control may decide without one."""
 
 
 class Steering:
@@ -73,6 +78,8 @@ class Steering:
         What may be spawned.
     wake : callable
         Called from the strategy's thread when there is an answer.
+    buffer_time : float
+        Passed on to a strategy with full control.
     """
 
     def __init__(
@@ -81,8 +88,10 @@ class Steering:
         run: Run,
         functions: Mapping[str, Entry],
         wake: Callable[[], None],
+        buffer_time: float = 0.0,
     ) -> None:
         self._strategy = strategy
+        self._buffer_time = buffer_time
         self._run = run
         self._functions = functions
         self._wake = wake
@@ -99,11 +108,18 @@ class Steering:
         self._closed = False
         self.outstanding = 0
         """Questions asked whose answers have not been collected."""
-        self._silent = strategy.inline and type(strategy).on_event is FutureProcessingStrategy.on_event
+        controls = strategy.controls()
+        silent = type(strategy).on_event is FutureProcessingStrategy.on_event
+        self._silent = strategy.inline and silent and not controls
         """Whether it never decides anything about an ending, so that it need not be asked."""
+        self._unasked = run.decided
+        """Answers to no ending so far, those of earlier drivers included."""
+        self._taken: list[Ending | None] = []
+        """Questions that a strategy with full control took and has not answered."""
         self._thread: threading.Thread | None = None
-        if not strategy.inline:
-            self._thread = threading.Thread(target=self._work, name="matforge-strategy", daemon=True)
+        if controls or not strategy.inline:
+            work = self._control if controls else self._work
+            self._thread = threading.Thread(target=work, name="matforge-strategy", daemon=True)
             self._thread.start()
 
     def ask(self, ending: Ending | None) -> None:
@@ -118,13 +134,18 @@ class Steering:
                 self._questions.append(ending)
                 self._given.notify()
 
-    def collect(self) -> list[Answer]:
-        """Answers that are ready, in the order of the questions."""
-        out: list[Answer] = []
-        while self._answers:
-            out.append(self._answers.popleft())
-        self.outstanding -= len(out)
-        return out
+    def collect(self) -> Answer | None:
+        """The next answer, in the order of the questions, if it is ready."""
+        if not self._answers:
+            return None
+        answer = self._answers.popleft()
+        self.outstanding -= answer.asked
+        return answer
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is asked and nothing answered."""
+        return not self.outstanding and not self._answers
 
     def close(self) -> None:
         """Ask for nothing more; a strategy that still works is left to end by itself."""
@@ -148,6 +169,55 @@ class Steering:
                 self._answers.append(answer)
                 self._wake()
 
+    # -- full control
+
+    def _control(self) -> None:
+        """Call ``process_futures`` as long as the run lasts, whatever it raises."""
+        desk = Desk(self._view, self._take, self._steps, self._answer_taken)
+        self._strategy.manager = desk
+        while not self._closed:
+            desk.waited = False
+            try:
+                self._strategy.process_futures(self._buffer_time)
+                desk.settle()
+                if not desk.waited:
+                    desk.wait()  # it would turn for nothing; what it has ignored counts as seen
+            except RunOverError:
+                return
+            except BaseException as exception:  # whatever a user's code may raise, sys.exit() included
+                log.error("the strategy failed in process_futures\n%s", traceback.format_exc())
+                error = f"{type(exception).__name__}: {exception} (in process_futures)"
+                self._answer_taken([], error)
+                if not desk.waited and self._take(None) is None:
+                    return
+
+    def _take(self, timeout: float | None) -> list[Event] | None:
+        """Everything that was asked; None if the run is over."""
+        with self._given:
+            if self._given.wait_for(lambda: bool(self._questions) or self._closed, timeout):
+                if self._closed:
+                    return None
+                self._taken = list(self._questions)
+                self._questions.clear()
+        return [self._event(ending) for ending in self._taken if ending is not None]
+
+    def _answer_taken(self, steps: list[Step], error: str = "") -> None:
+        """The last of the questions taken gets the whole answer, the others an empty one."""
+        taken, self._taken = self._taken, []
+        if not taken and not steps and not error:
+            return
+        state, trouble = self._frozen()
+        if not taken:
+            self._unasked += 1
+            origin = f"control-{self._unasked}"
+            self._hand_over(Answer(None, steps, state, error or trouble, origin, asked=False))
+            return
+        for ending in taken[:-1]:
+            self._hand_over(Answer(ending, [], None))
+        self._hand_over(Answer(taken[-1], steps, state, error or trouble))
+
+    # -- one event at a time
+
     def _answer(self, ending: Ending | None) -> Answer:
         """Never raises: a strategy that throws decides nothing, and the error is told."""
         try:
@@ -155,18 +225,24 @@ class Steering:
                 answer: Any = self._strategy.on_start(self._view)
             else:
                 answer = self._strategy.on_event(self._view, self._event(ending))
-            steps = [self._step(d) for d in decisions_of(answer)]
-            error = ""
+            steps, error = self._steps(answer), ""
         except BaseException as exception:  # whatever a user's code may raise, sys.exit() included
             subject = "the start" if ending is None else ending.chore.id
             log.error("the strategy failed on %s\n%s", subject, traceback.format_exc())
             steps, error = [], f"{type(exception).__name__}: {exception} (on {subject})"
+        state, trouble = self._frozen()
+        return Answer(ending, steps, state, error or trouble)
+
+    def _frozen(self) -> tuple[str | None, str]:
+        """The strategy's state, or why it cannot be had."""
         try:
-            state = freeze_state(self._strategy)
+            return freeze_state(self._strategy), ""
         except BaseException as exception:  # a state that cannot be pickled cannot be resumed
             log.error("the strategy's state cannot be saved\n%s", traceback.format_exc())
-            state, error = None, error or f"its state cannot be pickled: {exception}"
-        return Answer(ending, steps, state, error)
+            return None, f"its state cannot be pickled: {exception}"
+
+    def _steps(self, answer: Any) -> list[Step]:
+        return [self._step(decision) for decision in decisions_of(answer)]
 
     def _event(self, ending: Ending) -> Event:
         def load() -> Any:

@@ -8,6 +8,7 @@ sleeps, throws or answers with very much does not stop other chores from being d
 from __future__ import annotations
 
 import base64
+import inspect
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -131,6 +132,12 @@ class FutureProcessingStrategy:
     inline: ClassVar[bool] = False
     """Whether ``on_event`` is so cheap that it may run in the manager's own thread."""
 
+    manager: Any = None
+    """While the run lasts, for a strategy with full control: see :meth:`process_futures`."""
+
+    def __init__(self, manager: Any = None) -> None:
+        """Subclasses need not call this; one that takes a ``manager`` gets it before its first use."""
+
     def on_start(self, view: View) -> Iterable[Decision] | None:
         """Decisions before the first chore ends; called once in the life of a run."""
         return ()
@@ -139,14 +146,33 @@ class FutureProcessingStrategy:
         """Decisions about a chore that has just ended."""
         return ()
 
+    def process_futures(self, buffer_time: float) -> None:
+        """Full control, for a strategy that overrides this: called again and again while the run lasts.
+
+        It takes what has ended with ``self.manager.wait(seconds)``, looks at ``self.manager.view``
+        and decides with ``self.manager.apply(decisions)`` (:class:`matforge.control.Controls`);
+        then ``on_start`` and ``on_event`` are not called.
+
+        Parameters
+        ----------
+        buffer_time : float
+            Seconds, as given to :meth:`matforge.Pipeline.submit`.
+        """
+        raise NotImplementedError
+
     def get_state(self) -> Any:
         """Anything that can be pickled; default: the object's attributes."""
-        return self.__dict__
+        return {name: value for name, value in self.__dict__.items() if name != "manager"}
 
     def set_state(self, state: Any) -> None:
         """Inverse of :meth:`get_state`."""
         self.__dict__.clear()
         self.__dict__.update(state)
+
+    @classmethod
+    def controls(cls) -> bool:
+        """Whether this class takes full control (:meth:`process_futures`)."""
+        return cls.process_futures is not FutureProcessingStrategy.process_futures
 
 
 class AdaptiveStrategy(FutureProcessingStrategy):
@@ -160,6 +186,34 @@ class NonAdaptiveStrategy(FutureProcessingStrategy):
 
     inline = True
     backfill = False
+
+
+def made(strategy: FutureProcessingStrategy | type[FutureProcessingStrategy]) -> FutureProcessingStrategy:
+    """A strategy from an instance or a class (whose constructor may take a ``manager``).
+
+    Raises
+    ------
+    UsageError
+        If it is neither, or the class cannot be made without arguments.
+    """
+    one: Any = strategy
+    if isinstance(strategy, type) and issubclass(strategy, FutureProcessingStrategy):
+        try:
+            one = strategy(None) if _needs_manager(strategy) else strategy()
+        except TypeError as error:
+            raise UsageError(
+                f"The strategy {strategy.__name__} cannot be made without arguments ({error}); "
+                f"give an instance of it: processing_strategy={strategy.__name__}(...)."
+            ) from error
+    if not isinstance(one, FutureProcessingStrategy):
+        name = one.__name__ if isinstance(one, type) else type(one).__name__
+        raise UsageError(f"processing_strategy must be a FutureProcessingStrategy, not {name}.")
+    return one
+
+
+def _needs_manager(strategy: type) -> bool:
+    parameters = list(inspect.signature(strategy).parameters.values())
+    return bool(parameters) and parameters[0].name == "manager"
 
 
 def freeze_state(strategy: FutureProcessingStrategy) -> str | None:

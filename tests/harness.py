@@ -16,8 +16,9 @@ from matforge.engine.store import JOURNAL_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.model import OutputReference, Resources
-from matforge.opening import Settings, begin, reopen
+from matforge.opening import begin, reopen
 from matforge.session import Session
+from matforge.settings import Settings
 from matforge.strategy import FutureProcessingStrategy
 
 Behaviour = Callable[[Task], Outcome]

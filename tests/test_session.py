@@ -35,8 +35,9 @@ from matforge.model import (
     RunState,
     UsageError,
 )
-from matforge.opening import Settings, begin, reopen
+from matforge.opening import begin, reopen
 from matforge.session import RunFailedError
+from matforge.settings import Settings
 from matforge.strategy import (
     Cancel,
     Decision,

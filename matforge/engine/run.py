@@ -37,6 +37,7 @@ from matforge.engine.graph import (
     Succeeded,
 )
 from matforge.engine.journal import Journal
+from matforge.engine.plan import SLICE, Plan
 from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record
 from matforge.engine.store import RunStore
 from matforge.model import (
@@ -61,7 +62,9 @@ class Stop:
     reason: str = ""
 
 
-Step = Call | Cancelled | Reprioritised | Stop
+Change = Cancelled | Reprioritised | Stop
+"""A decision that adds nothing."""
+Step = Call | Change
 """A decision in the engine's words; a :class:`~matforge.chore.Call` is a chore to be spawned."""
 
 
@@ -112,6 +115,12 @@ class Run:
         """Cores of the chores that are RUNNING."""
         self.gpus_in_flight = 0
         """GPUs of the chores that are RUNNING."""
+        self.plan: Plan | None = None
+        """A large answer that is being carried out; meanwhile no other is applied and no chore added."""
+        self.decided = 0
+        """Answers so far that were about no ending."""
+        self._numbered = 0
+        """Chores that have a number, those of the plan included."""
         self._occurrences: Counter[str] = Counter()
         self._fits = fits
         self._events = 0
@@ -125,14 +134,15 @@ class Run:
         if key in self.keys:
             return self.records[self.keys[key]].chore
         self.write_endings()
-        chore = self._make(call, key, None)
-        self._install(chore)
+        chore = self.make(call, key, None)
+        self.install(chore)
         self.journal.append({"e": "add", "c": chore.as_dict()})
         return chore
 
-    def _make(self, call: Call, key: str, parent: Chore | None) -> Chore:
+    def make(self, call: Call, key: str, parent: Chore | None) -> Chore:
         """Number a chore that is new, and write its payload."""
-        sequence = len(self.records) + 1
+        self._numbered += 1
+        sequence = self._numbered
         name = chore_id(call.name, sequence)
         job = call.function is None or call.resources.job_lane
         directory = self.store.directory_for(name, sequence, job=job)
@@ -162,11 +172,13 @@ class Run:
         self._occurrences[content] += 1
         return content_key("root", content, str(self._occurrences[content]))
 
-    def _install(self, chore: Chore) -> None:
+    def install(self, chore: Chore) -> None:
+        """Take a chore into the graph."""
         path = chore.payload.path
         directory = None if path.startswith("segments/") else path.rpartition("/")[0]
         self.records[chore.id] = Record(chore, directory)
         self.keys[chore.key] = chore.id
+        self._numbered = max(self._numbered, len(self.records))
         if (tally := self.tally.get(chore.name)) is None:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
@@ -294,6 +306,8 @@ class Run:
         """
         assert self.outbox[0] is ending
         self.outbox.popleft()
+        if len(steps) > SLICE:
+            return self._plan({"e": "answer", "id": ending.chore.id}, steps, ending.chore, "", state, error)
         # one record for both, unless the graph has moved on between event and decisions
         together = not steps or ending.event == self._events
         if together and self.unwritten and self.unwritten[0] is ending:
@@ -310,10 +324,41 @@ class Run:
     def decide(
         self, steps: Sequence[Step], *, state: str | None, origin: str, error: str = ""
     ) -> list[Instruction]:
-        """Apply decisions that answer no ending (a strategy's start, a person's wish)."""
+        """Apply decisions that answer no ending (a strategy's start, for instance)."""
+        self.decided += 1
+        if len(steps) > SLICE:
+            return self._plan({"e": "decide", "o": origin}, steps, None, origin, state, error)
         self.write_endings()
         decisions, instructions = self._apply(steps, None, origin)
         self._write_answer({"e": "decide", "o": origin}, decisions, state, error)
+        return instructions
+
+    def _plan(
+        self,
+        record: dict[str, Any],
+        steps: Sequence[Step],
+        parent: Chore | None,
+        origin: str,
+        state: str | None,
+        error: str,
+    ) -> list[Instruction]:
+        """Begin to carry out an answer that is too large for one go; see :mod:`matforge.engine.plan`."""
+
+        def write(entries: list[list[Any]]) -> None:
+            self.write_endings()
+            self._write_answer({**record, "plan": entries}, [], state, error)
+
+        assert self.plan is None
+        self.plan = Plan(self, steps, parent, origin, write=write)
+        return self.advance()
+
+    def advance(self) -> list[Instruction]:
+        """The next slice of the plan, if there is one."""
+        if self.plan is None:
+            return []
+        instructions = self.plan.advance()
+        if self.plan.done:
+            self.plan = None
         return instructions
 
     def _write_answer(
@@ -343,30 +388,36 @@ class Run:
                 ordinal += 1
                 if chore is not None:
                     decisions.append(["spawn", chore.as_dict()])
-            elif isinstance(step, Reprioritised):
-                node = self.graph.nodes[step.id]
-                if node.state is not None and not node.state.final and node.nice != step.nice:
-                    decisions.append(["nice", step.id, step.nice])
-                    self._handle(step)
             else:
-                wanted = [step.id] if isinstance(step, Cancelled) else self._unstarted()
-                cancelled, asked = self._cancel(wanted)
-                decisions += cancelled
+                found, asked = self.carry_out(step)
+                decisions += found
                 instructions += asked
         return decisions, instructions
 
+    def carry_out(self, step: Change) -> tuple[list[Any], list[Instruction]]:
+        """A decision that spawns nothing: what it changed, and what the executor has to do."""
+        if isinstance(step, Reprioritised):
+            node = self.graph.nodes[step.id]
+            if node.state is None or node.state.final or node.nice == step.nice:
+                return [], []
+            return [["nice", step.id, step.nice]], self._handle(step)
+        return self._cancel([step.id] if isinstance(step, Cancelled) else self._unstarted())
+
+    def spawn_key(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> str:
+        """Identity of a chore that a strategy spawns: the name it was given, or its descent."""
+        if call.key is not None:
+            return content_key("named", call.key)
+        if parent is not None:
+            return content_key("spawned", parent.key, str(ordinal))
+        return content_key("decided", origin, str(ordinal))
+
     def _spawn(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> Chore | None:
         """Add a chore, unless there is one of that key."""
-        if call.key is not None:
-            key = content_key("named", call.key)
-        elif parent is not None:
-            key = content_key("spawned", parent.key, str(ordinal))
-        else:
-            key = content_key("decided", origin, str(ordinal))
+        key = self.spawn_key(call, parent, origin, ordinal)
         if key in self.keys:
             return None
-        chore = self._make(call, key, parent)
-        self._install(chore)
+        chore = self.make(call, key, parent)
+        self.install(chore)
         return chore
 
     def _unstarted(self) -> list[str]:
@@ -414,7 +465,7 @@ class Run:
     def _replay_one(self, record: dict[str, Any]) -> None:
         kind = record["e"]
         if kind == "add":
-            self._install(Chore.from_dict(record["c"]))
+            self.install(Chore.from_dict(record["c"]))
         elif kind == "end":
             self._replay_end(record)
         elif kind == "answer":
@@ -423,7 +474,11 @@ class Run:
             self._replay_lost(record)
         elif kind == "resume":
             self._end_orphans()
-        elif kind not in ("cancel", "decide", "run", "submitted", "state"):
+        elif kind == "decide":
+            self.decided += 1
+        elif kind == "take":
+            self._replay_take(record)
+        elif kind not in ("cancel", "run", "submitted", "state"):
             raise MatForgeError(
                 f"The journal of {self.store.path} holds a record of kind {kind!r}, which this version "
                 "does not know; resume the run with the version that wrote it."
@@ -475,10 +530,20 @@ class Run:
         self._restart(name, number)
         self._handle(Lost(name, number, failure))
 
+    def _replay_take(self, record: dict[str, Any]) -> None:
+        if self.plan is None:
+            raise self._contradiction({**record, "id": "a plan"}, None)
+        self.plan.replay(record["n"])
+        if self.plan.done:
+            self.plan = None
+
     def _replay_answer(self, record: dict[str, Any]) -> None:
+        if "plan" in record:
+            self.plan = Plan(self, entries=record["plan"])
+            self._numbered += sum(entry[0] == "spawn" for entry in record["plan"])
         for decision in record.get("d", ()):
             if decision[0] == "spawn":
-                self._install(Chore.from_dict(decision[1]))
+                self.install(Chore.from_dict(decision[1]))
             elif decision[0] == "cancel":
                 self._restart(decision[1], decision[2])
                 self._handle(Cancelled(decision[1]))

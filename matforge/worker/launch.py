@@ -34,13 +34,13 @@ _libc = ctypes.CDLL(None) if processes.LINUX else None
 def run_command(job: Job, profile: Profile, run_dir: Path) -> Outcome:
     """Run an executable chore in the working directory; its streams are those of the slot.
 
-    The result is ``{"exit_code", "stdout", "stderr"}``, the paths relative to the run directory as
-    they will be once the attempt is accepted.
+    The result is ``{"exit_code", "stdout", "stderr"}``; the paths are those that the streams have
+    once the attempt is accepted, whole, so that whoever is handed one can open it.
     """
     try:
         argv = _arguments_of(job, run_dir)
         _launch(job, profile, argv)
-        folder = job.directory
+        folder = run_dir / (job.directory or "")
         value = {"exit_code": 0, "stdout": f"{folder}/stdout", "stderr": f"{folder}/stderr"}
         return Outcome(pickle.dumps(value, protocol=5))
     except BaseException as error:

@@ -26,7 +26,8 @@ from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import Executor
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.manager import FluxManager
-from matforge.opening import Settings, begin, reopen
+from matforge.opening import begin, reopen
+from matforge.settings import Settings
 
 GOAL_MS = 0.3
 GOAL_RESUME_S = 5.0

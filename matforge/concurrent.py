@@ -1,0 +1,172 @@
+"""A :class:`concurrent.futures.Executor` whose calls are the chores of a run.
+
+For code that speaks to executors already: each ``submit`` is a chore with a place in the run
+directory, in ``status.json`` and in the journal, and it may run wherever the run does.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from matforge.chore import Call, ChoreRegistry, pack, slug
+from matforge.model import ONE_CORE, Failure, MatForgeError, Resources, UsageError
+from matforge.opening import begin
+from matforge.session import Session, told
+from matforge.settings import run_settings
+
+_CALL = "call"
+
+
+class ChoreFailedError(MatForgeError):
+    """A call did not succeed.
+
+    Attributes
+    ----------
+    failure : Failure
+        Its kind, message, traceback and the tail of its standard error.
+    """
+
+    def __init__(self, message: str, failure: Failure) -> None:
+        super().__init__(message)
+        self.failure = failure
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+class ChoreExecutor(Executor):
+    """Runs calls as chores of one run, which ends at :meth:`shutdown`.
+
+    Parameters
+    ----------
+    workers, basedir, executor, name, campaign, layout, durability, seed
+        As of :class:`~matforge.Pipeline`.
+    resources : Resources, optional
+        What each call gets.
+    quiet : bool
+        Do not say where the run writes.
+
+    Examples
+    --------
+    >>> with ChoreExecutor(workers=2) as pool:            # doctest: +SKIP
+    ...     print(list(pool.map(abs, [-1, -2])))
+    [1, 2]
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        basedir: str | os.PathLike[str] | None = None,
+        *,
+        resources: Resources | None = None,
+        quiet: bool = False,
+        **settings: Any,
+    ) -> None:
+        self._resources = resources or ONE_CORE
+        registry = ChoreRegistry()
+        registry.register(_call, name=_CALL, resources=self._resources)
+        options = run_settings(basedir, workers=workers, **settings)
+        self._session: Session = begin(replace(options, quiet=quiet), registry, [], held=True)
+        self._open = True
+        self._lock = threading.Lock()
+        self._futures: dict[str, Future[Any]] = {}
+        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._session.on_chore.append(self._ended.put)
+        self._session.when_over(partial(self._ended.put, None))
+        self._teller = threading.Thread(target=self._tell, name="matforge-futures", daemon=True)
+        self._teller.start()
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's directory."""
+        return self._session.run_dir
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run ``fn(*args, **kwargs)`` as a chore.
+
+        Returns
+        -------
+        Future
+            Its ``exception()`` is a :class:`ChoreFailedError` if the chore failed; ``cancel()`` also
+            stops a call that runs.
+
+        Raises
+        ------
+        RuntimeError
+            After :meth:`shutdown`.
+        """
+        if not callable(fn):
+            raise UsageError(f"A chore must be a function, not {type(fn).__name__}.")
+        payload, inputs = pack(((fn, *args), kwargs))
+        name = slug(str(getattr(fn, "__qualname__", type(fn).__name__)))
+        future = _ChoreFuture(self._session)
+        with self._lock:
+            if not self._open:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            call = Call(name, payload, inputs, _CALL, self._resources)
+            chore = self._session.manager.add(call).result()
+            future.chore_id = chore.id
+            self._futures[chore.id] = future
+        if self._session.has_ended(chore.id):
+            self._ended.put(chore.id)  # it was faster than we were
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls; the run ends when its chores have."""
+        with self._lock:
+            self._open = False
+            waiting = list(self._futures.values())
+        if cancel_futures:
+            for future in waiting:
+                future.cancel()
+        self._session.manager.release()
+        if wait:
+            self._session.wait()
+            self._teller.join()
+
+    def _tell(self) -> None:
+        """Load results in a thread of our own: what a user pickled may take its time."""
+        while (chore_id := self._ended.get()) is not None:
+            with self._lock:
+                future = self._futures.pop(chore_id, None)
+            if future is not None and future.set_running_or_notify_cancel():
+                self._conclude(future, chore_id)
+        with self._lock:
+            left, self._futures = self._futures, {}
+        for future in left.values():
+            if future.set_running_or_notify_cancel():
+                future.set_exception(MatForgeError(f"The run in {self.run_dir} ended before this call did."))
+
+    def _conclude(self, future: Future[Any], chore_id: str) -> None:
+        failure = self._session.failures.get(chore_id)
+        try:
+            if failure is not None:
+                raise ChoreFailedError(f"{told(chore_id, failure)}.", failure)
+            future.set_result(self._session.read_result(chore_id))
+        except BaseException as error:  # unpickling runs arbitrary code
+            future.set_exception(error)
+
+
+class _ChoreFuture(Future[Any]):
+    """A future whose chore is stopped when it is cancelled."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self._session = session
+        self.chore_id = ""
+
+    def cancel(self) -> bool:
+        """Cancel the chore, even one that runs; False if it has ended."""
+        if not super().cancel():
+            return False
+        self._session.manager.cancel(self.chore_id)
+        return True
