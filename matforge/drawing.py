@@ -85,9 +85,7 @@ class Graph:
             _draw(self, path)
         else:
             known = ", ".join((*DRAWN_FORMATS, *TEXT_FORMATS))
-            raise UsageError(
-                f"A graph is saved as one of {known}, not {path.suffix or 'without an ending'!r}."
-            )
+            raise UsageError(f"A graph is saved as one of {known}, and {path.name!r} ends in none of them.")
         return path
 
 

@@ -318,3 +318,133 @@ def test_a_registry_may_be_filled_beforehand() -> None:
     registry = ChoreRegistry()
     registry.register(square, name="sq")
     assert Pipeline(registry=registry).call("sq", 3).chore_id == "chore-sq-0001"
+
+
+# ---------------------------------------------------------------- more ways to record
+
+
+def test_map_records_a_chore_for_each_element(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=2)
+    add = pipe.chore("add")(lambda a, b=0, *, c=0: (a, b, c))
+    ones = add.map(range(3))
+    twos = add.map([1, 2, 3], ones, c=7)
+    pipe.submit(quiet=True).result(60)
+    assert [r.result() for r in ones] == [(0, 0, 0), (1, 0, 0), (2, 0, 0)]
+    assert [r.result() for r in twos] == [(k + 1, (k, 0, 0), 7) for k in range(3)]
+    with pytest.raises(UsageError, match=r"add\.map needs at least one iterable"):
+        add.map()
+
+
+def test_options_change_the_place_the_resources_and_the_key_of_a_call(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=2)
+    sq = pipe.chore(nice=3)(square)
+    sq(1)
+    wide = Resources(cores_per_task=2)
+    named = sq.options(nice=-1, resources=wide, key="only")
+    assert named(2) == named(3)
+    calls = pipe._calls
+    assert [(c.nice, c.resources.cores, c.key) for c in calls] == [(3, 1, None), (-1, 2, "only")]
+    pipe.call("square", 5, queue_nice=4, resources=wide)
+    assert (calls[-1].nice, calls[-1].resources) == (4, wide)
+
+
+def test_a_part_of_an_array_is_a_reference_too(tmp_path: Path) -> None:
+    np = pytest.importorskip("numpy")
+    pipe = Pipeline(tmp_path, workers=1)
+    table = pipe.chore("table")(lambda: np.arange(12.0).reshape(4, 3))()
+    total = pipe.chore("total")(lambda rows, cell: (rows.sum(), cell))
+    part = total(table[1:3], table[3, 2])
+    pipe.submit(quiet=True).result(60)
+    assert part.result() == (3 + 4 + 5 + 6 + 7 + 8, 11.0)
+    assert table[::2][1].result().tolist() == [6.0, 7.0, 8.0]
+    assert len({table, table[1:3]}) == 2
+
+
+def test_a_command_waits_for_its_deps_and_opens_what_another_printed(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+    flag = tmp_path / "flag"
+    first = pipe.chore("first")(lambda path: Path(path).write_text("done"))(str(flag))
+    shown = pipe.exec(["cat", str(flag)], deps=[first, first])
+    again = pipe.exec(["cat", shown["stdout"]])
+    pipe.submit(quiet=True).result(60)
+    assert Path(again.result()["stdout"]).read_text() == "done"
+
+
+def test_a_reference_inside_the_text_of_a_command_is_noticed(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path)
+    reference = pipe.chore()(square)(2)
+    with pytest.raises(UsageError, match="The command holds the text of a reference"):
+        pipe.exec(["echo", f"value={reference}"])
+
+
+def test_a_function_defined_anew_is_refused_except_at_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(n: int) -> Any:
+        def here() -> int:
+            return n
+
+        here.__module__, here.__qualname__ = "__main__", "here"
+        return here
+
+    pipe = Pipeline()
+    pipe.chore()(version(1))
+    with pytest.raises(UsageError, match="There is already a chore named 'here'"):
+        pipe.chore()(version(2))
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    pipe.chore()(version(3))
+    assert pipe.registry.get("here").func() == 3
+
+
+def seeds(folder: Path, **options: Any) -> list[int]:
+    """The seeds that chores of a run are told, in two ways."""
+    from matforge import seed
+
+    pipe = Pipeline(folder, **options)
+    refs = pipe.chore("drawn")(lambda n: (seed(), int(os.environ["MATFORGE_SEED"]))).map([1, 1, 2])
+    pipe.submit(quiet=True).result(60)
+    told = [r.result() for r in refs]
+    assert all(a == b for a, b in told)
+    return [a for a, _ in told]
+
+
+def test_seeds_are_reproducible_and_differ_between_chores_and_runs_of_another_seed(tmp_path: Path) -> None:
+    first = seeds(tmp_path, workers=1)
+    assert seeds(tmp_path, workers=2, layout="packed") == first
+    other = seeds(tmp_path, workers=1, seed=5)
+    assert len({*first, *other}) == 6
+    with pytest.raises(UsageError, match="seed must be a whole number, not 'five'"):
+        Pipeline(tmp_path, seed="five").submit()  # type: ignore[arg-type]
+
+
+def test_there_is_no_seed_outside_of_a_chore(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matforge import seed
+
+    monkeypatch.delenv("MATFORGE_SEED", raising=False)
+    with pytest.raises(MatForgeError, match=r"matforge.seed\(\) is for the inside of a chore"):
+        seed()
+
+
+def test_submit_takes_matensembles_arguments(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, None, workers=1)
+    pipe.chore("one")(lambda: 1)()
+    future = pipe.submit(
+        None, 0.5, 1, True, False, adaptive=False, dynopro=False, reserve_broker_node=True,
+        controller_cores=2, quiet=True,
+    )  # fmt: skip
+    assert list(future.result(60).values()) == [1]
+
+
+def test_a_strategy_can_be_named_in_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from matforge import ChoreSpec, FutureProcessingStrategy\n"
+        "class Twice(FutureProcessingStrategy):\n"
+        "    def on_event(self, view, event):\n"
+        "        return [ChoreSpec((2,), qualname='one')] if event.chore.parent is None else None\n"
+    )
+    monkeypatch.setenv("MATFORGE_STRATEGY", f"{file}:Twice")
+    pipe = Pipeline(tmp_path, workers=1)
+    pipe.chore("one")(lambda n: n)(1)
+    assert sorted(pipe.submit(quiet=True).result(60).values()) == [1, 2]
+    monkeypatch.setenv("MATFORGE_STRATEGY", "thomson")
+    with pytest.raises(UsageError, match="There is no strategy 'thomson'"):
+        Pipeline(tmp_path).submit()

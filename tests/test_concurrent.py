@@ -1,0 +1,113 @@
+"""The executor façade, held against what :mod:`concurrent.futures` promises."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matforge import ChoreExecutor, ChoreFailedError, FailureKind, MatForgeError, UsageError
+from matforge.opening import reopen
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[ChoreExecutor]:
+    """Two workers."""
+    with ChoreExecutor(workers=2, basedir=tmp_path, quiet=True) as executor:
+        yield executor
+
+
+def broken(text: str) -> None:
+    """Fails."""
+    raise ValueError(text)
+
+
+def read(path: str) -> str:
+    """Blocks until somebody writes to the pipe."""
+    return Path(path).read_text()
+
+
+def test_calls_are_chores_and_their_results_come_in_order(pool: ChoreExecutor) -> None:
+    assert list(pool.map(pow, range(20), [2] * 20)) == [n**2 for n in range(20)]
+    offset = 100
+    assert pool.submit(lambda x, *, y: offset + x + y, 1, y=2).result(60) == 103
+    assert len(list((pool.run_dir / "out").glob("chore-pow-*"))) == 20
+
+
+def test_futures_work_with_the_functions_of_the_standard_library(pool: ChoreExecutor) -> None:
+    futures = [pool.submit(abs, -n) for n in range(10)]
+    done, pending = concurrent.futures.wait(futures, timeout=60)
+    assert (len(done), len(pending)) == (10, 0)
+    assert sorted(f.result() for f in concurrent.futures.as_completed(futures)) == list(range(10))
+
+
+def test_a_call_that_fails_says_why_and_harms_no_other(pool: ChoreExecutor) -> None:
+    bad, dead, good = pool.submit(broken, "no"), pool.submit(os._exit, 3), pool.submit(abs, -1)
+    error = bad.exception(60)
+    assert isinstance(error, ChoreFailedError)
+    assert error.failure.kind is FailureKind.EXCEPTION
+    assert "ValueError: no" in error.failure.traceback
+    with pytest.raises(ChoreFailedError) as failed:
+        dead.result(60)
+    assert (failed.value.failure.kind, failed.value.failure.exit_code) == (FailureKind.EXIT_CODE, 3)
+    assert good.result(60) == 1
+
+
+def test_cancelling_stops_even_a_call_that_runs(pool: ChoreExecutor, tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    future = pool.submit(read, str(path))
+    assert future.cancel()
+    assert future.cancelled()
+    assert pool.submit(abs, -5).result(60) == 5
+    assert not pool.submit(abs, -5).cancelled()
+
+
+def test_what_is_not_a_function_or_cannot_be_pickled_is_refused(pool: ChoreExecutor) -> None:
+    with pytest.raises(UsageError, match="must be a function, not int"):
+        pool.submit(3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="of type generator, cannot be pickled"):
+        pool.submit(sum, (n for n in range(3)))
+
+
+def test_after_shutdown_nothing_is_taken_and_the_run_is_whole(tmp_path: Path) -> None:
+    pool = ChoreExecutor(workers=1, basedir=tmp_path, quiet=True, name="pool")
+    futures = [pool.submit(abs, -n) for n in range(5)]
+    pool.shutdown()
+    assert [f.result() for f in futures] == list(range(5))
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        pool.submit(abs, 1)
+    document: dict[str, Any] = json.loads((pool.run_dir / "status.json").read_text())
+    assert document["workflow"]["state"] == "completed"
+    assert document["current"]["completed"] == 5
+
+
+def test_shutdown_can_cancel_what_waits(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pool = ChoreExecutor(workers=1, basedir=tmp_path, quiet=True)
+    futures = [pool.submit(read, str(path)) for _ in range(4)]
+    pool.shutdown(cancel_futures=True)
+    assert all(f.cancelled() for f in futures)
+
+
+def test_a_run_of_calls_that_was_interrupted_can_be_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pool = ChoreExecutor(workers=1, basedir=tmp_path, quiet=True)
+    future = pool.submit(read, str(path))
+    pool._session.interrupt("a test")
+    with pytest.raises(MatForgeError, match="ended before this call did"):
+        future.result(60)
+    with pytest.raises(MatForgeError, match="The run has ended; nothing can be added"):
+        pool.submit(abs, 1)
+    pool.shutdown()
+    session = reopen(pool.run_dir, quiet=True)
+    path.write_text("late")
+    session.wait(60)
+    assert session.outcome()["chore-read-0001"] == "late"
