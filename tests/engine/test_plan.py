@@ -89,7 +89,7 @@ def short(task: Task) -> Outcome:
 
 
 def test_a_large_answer_does_what_a_small_one_would(folder: Path) -> None:
-    session, _ = play(folder, calls(), short, Lavish(), names=NAMES)
+    session, _ = play(folder, calls(), short, Lavish(), names=NAMES, layout="packed")
     assert session.wait(60) is RunState.COMPLETED
     states = [node.state for node in session.engine.graph.nodes.values()]
     assert states.count(ChoreState.COMPLETED) == 1 + 40 - 1 + MANY + 1
@@ -99,7 +99,7 @@ def test_a_large_answer_does_what_a_small_one_would(folder: Path) -> None:
 
 
 def test_a_large_answer_is_one_record_and_its_slices_are_small_ones(folder: Path) -> None:
-    session, _ = play(folder, calls(), short, Lavish(), names=NAMES)
+    session, _ = play(folder, calls(), short, Lavish(), names=NAMES, layout="packed")
     session.wait(60)
     found = records(session.run_dir)
     plans = [r for r in found if "plan" in r]
@@ -138,7 +138,13 @@ def test_a_run_killed_around_any_slice_of_a_large_answer_ends_the_same(
     folder: Path, strategy: type[FutureProcessingStrategy]
 ) -> None:
     session, _ = play(
-        folder, calls() if strategy is Lavish else [], short, strategy(), names=NAMES, workers=2
+        folder,
+        calls() if strategy is Lavish else [],
+        short,
+        strategy(),
+        names=NAMES,
+        workers=2,
+        layout="packed",
     )
     session.wait(60)
     expected = outcome(session)
@@ -156,7 +162,7 @@ def test_a_run_killed_around_any_slice_of_a_large_answer_ends_the_same(
 
 
 def test_stop_in_a_large_answer_cancels_what_it_has_just_spawned(folder: Path) -> None:
-    session, _ = play(folder, [], short, Moody(), names=NAMES)
+    session, _ = play(folder, [], short, Moody(), names=NAMES, layout="packed")
     session.wait(60)
     counts = session.engine.graph.counts
     assert counts[ChoreState.CANCELLED] + counts[ChoreState.COMPLETED] == MANY
