@@ -72,7 +72,7 @@ def plot_vacua(table: pa.Table, path: str | Path, title: str) -> None:
         raise InputError(f"{path}: cannot write a figure with that ending: use .png, .pdf or .svg.")
     # without a date the same vacua give the same file
     metadata: dict[str, Any] | None = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
-    figure.savefig(path, dpi=200, metadata=metadata)
+    figure.savefig(path, dpi=120, metadata=metadata)
 
 
 def plot_file(parquet: str | Path, out: str | Path, title: str | None = None) -> None:
