@@ -29,6 +29,7 @@ from matforge.model import (
     ResultReader,
     UsageError,
 )
+from matforge.policy import DEFAULT_POLICY, Policy
 
 NAME_LIMIT = 48
 """Characters of a chore's name that are kept in its id, so that paths stay short."""
@@ -53,6 +54,7 @@ class Registration:
     func: Callable[..., Any]
     resources: Resources = ONE_CORE
     id_name: str = ""
+    policy: Policy = DEFAULT_POLICY
 
 
 class ChoreRegistry:
@@ -68,6 +70,7 @@ class ChoreRegistry:
         name: str | None = None,
         resources: Resources | None = None,
         id_name: str | None = None,
+        policy: Policy = DEFAULT_POLICY,
     ) -> Registration:
         """Make ``func`` known as ``name`` (default: its qualified name).
 
@@ -86,7 +89,7 @@ class ChoreRegistry:
                 "with @pipe.chore(name=...)."
             )
         wants = resources if resources is not None and resources != ONE_CORE else ONE_CORE
-        entry = Registration(qualname, func, wants, id_name or slug(name or qualname))
+        entry = Registration(qualname, func, wants, id_name or slug(name or qualname), policy)
         self._entries[qualname] = entry
         return entry
 
@@ -186,6 +189,7 @@ class Call:
     resources: Resources = ONE_CORE
     nice: int = 0
     key: str | None = None
+    policy: Policy = DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,7 @@ class Chore:
     """Id of the chore whose end made a strategy spawn this one."""
     unfit: Failure | None = None
     """Why it can never run here, if it cannot."""
+    policy: Policy = DEFAULT_POLICY
 
     @property
     def chore_type(self) -> ChoreType:
@@ -235,6 +240,7 @@ class Chore:
             "nice": self.nice,
             "parent": self.parent,
             "unfit": self.unfit.as_dict() if self.unfit else None,
+            "policy": self.policy.as_dict(),
         }
         return {k: v for k, v in data.items() if v or k == "payload"}
 
@@ -252,6 +258,7 @@ class Chore:
             nice=data.get("nice", 0),
             parent=data.get("parent"),
             unfit=Failure.from_dict(data["unfit"]) if data.get("unfit") else None,
+            policy=Policy.from_dict(data.get("policy", {})),
         )
 
 

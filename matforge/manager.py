@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from matforge.chore import Call, Chore, content_key
-from matforge.engine import arbitration, graph
+from matforge.dispatch import GRACE_S, Dispatch
+from matforge.engine import graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
 from matforge.engine.run import Run
+from matforge.engine.run import Stop as StopStep
 from matforge.engine.status import Counters, StatusWriter
 from matforge.engine.store import FULL_LIMIT, OUT_NAME, StorageError, storage_sentence
 from matforge.executors.protocol import (
@@ -32,7 +34,8 @@ from matforge.executors.protocol import (
     Started,
     Task,
 )
-from matforge.model import Attempt, ChoreState, MatForgeError, RunState
+from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeError, RunState
+from matforge.policy import pause_before
 from matforge.steering import Answer, Entry, Steering
 from matforge.strategy import FutureProcessingStrategy
 
@@ -110,7 +113,8 @@ class FluxManager:
         self._salt = int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
-        self._mean_wall: float | None = None
+        self._dispatch = Dispatch(run, backfill=strategy.backfill)
+        self._ends_because = "the allocation ends"
         self._finished = False
         self._interrupted: str | None = None
         self._taken_over = False
@@ -149,6 +153,25 @@ class FluxManager:
             self._executor.wake()
         return added
 
+    def drain(self, reason: str, within: float | None = None) -> None:
+        """Start nothing more, let what runs end, and leave, resumable; callable from any thread.
+
+        Parameters
+        ----------
+        reason : str
+            Half a sentence.
+        within : float, optional
+            Seconds after which what still runs is stopped; default: when the allocation ends.
+        """
+
+        def close() -> None:
+            self._ends_because = reason
+            # the dispatcher stops a little earlier, so that everything can be written in time
+            at = None if within is None else self._executor.now() + within + GRACE_S
+            self._dispatch.close(at)
+
+        self._request(close)
+
     def release(self) -> None:
         """Let a run that was held open end when all its chores have; callable from any thread."""
 
@@ -182,8 +205,9 @@ class FluxManager:
             while not (self._finished or self._interrupted or self.problem):
                 if not self._take_requests():
                     break
-                self._dispatch()
+                self._dispatch_ready()
                 self._settle()
+                self._mind_the_time()
                 for report in self._executor.poll(self._patience()):
                     self._absorb(report)
                 self._settle()
@@ -214,13 +238,16 @@ class FluxManager:
         self._learn_capacity()
         self.status.state = RunState.RUNNING
         self._tell_errors()
+        for chore in self.engine.stopped_by():
+            self._stop_for(chore)
         if self._fresh:
             self._steering.ask(None)
         self._settle()
         self._write_out(force=True)
 
     def _learn_capacity(self) -> None:
-        self._capacity = capacity = self._executor.capacity()
+        capacity = self._executor.capacity()
+        self._dispatch.learn_capacity(capacity)
         self.status.allocation = {
             "nodes": capacity.nodes,
             "cores_per_node": capacity.cores_per_node,
@@ -253,6 +280,8 @@ class FluxManager:
             waits.append(due - now)
         if self.status.changed(self._counters()):
             waits.append(self.status.due() - now)
+        if (due := self._dispatch.due()) is not None:
+            waits.append(due - now)
         return max(0.0, min(waits))
 
     def _write_out(self, *, force: bool = False) -> None:
@@ -271,24 +300,22 @@ class FluxManager:
 
     # -- dispatch
 
-    def _dispatch(self) -> None:
-        run, total = self.engine, self._capacity.total_cores
-        depth = min(self._capacity.queue_depth, arbitration.queue_depth(self._mean_wall, total))
-        if not self._strategy.backfill:
-            if run.cores_in_flight:
-                return
-            depth = run.graph.counts[ChoreState.READY] * total  # a whole wave
-        tasks: list[Task] = []
-        while (chore_id := run.graph.next_ready()) is not None:
-            cores = run.records[chore_id].chore.resources.cores
-            if not arbitration.fits_now(run.cores_in_flight, cores, total, depth):
-                break
-            submit = run.submit_next()
-            assert submit is not None
-            tasks.append(self._task(run.records[submit.id].chore, submit.number))
+    def _dispatch_ready(self) -> None:
+        now = self._executor.now()
+        self._dispatch.release(now)
+        tasks = [self._task(self.engine.records[s.id].chore, s.number) for s in self._dispatch.select(now)]
         if tasks:
-            self._flush(self._executor.now())
+            self._flush(now)
             self._executor.submit(tasks)
+
+    def _mind_the_time(self) -> None:
+        """End the run, resumable, when its time is over or nothing can be started in what is left."""
+        if self._finished or self._interrupted or self.problem:
+            return
+        dispatch = self._dispatch
+        if dispatch.over(self._executor.now()) or (dispatch.stuck() and self._steering.idle):
+            left = self.engine.graph.open
+            self._interrupted = f"{self._ends_because}; {left} chores have not ended"
 
     def _task(self, chore: Chore, number: int) -> Task:
         run = self.engine
@@ -309,6 +336,9 @@ class FluxManager:
             inputs=tuple(inputs),
             directory=record.directory,
             seed=self.seed_of(chore),
+            expected_s=self._dispatch.expected(chore.id),
+            timeout_s=chore.policy.timeout,
+            memory=chore.resources.memory,
         )
 
     def seed_of(self, chore: Chore) -> int:
@@ -334,7 +364,8 @@ class FluxManager:
             # what a broken executor gives back has done nothing wrong: it is simply still to be run
             if self.problem is None and self.engine.is_current(report.attempt):
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
-                self.engine.lost(report.attempt, report.failure)
+                again = self.engine.lost(report.attempt, report.failure)
+                self._after_failure(self.engine.records[report.attempt.chore_id].chore, report.failure, again)
         elif isinstance(report, CapacityChanged):
             self._learn_capacity()
         elif isinstance(report, ExecutorFailed):
@@ -345,10 +376,11 @@ class FluxManager:
         if not self.engine.is_current(report.attempt):
             log.info("a late report of %s %s is discarded", report.attempt.chore_id, report.attempt.tag)
             return
-        wall = report.usage.wall_s
-        self._mean_wall = wall if self._mean_wall is None else 0.9 * self._mean_wall + 0.1 * wall
+        chore = self.engine.records[report.attempt.chore_id].chore
+        self._dispatch.learn_wall(chore.name, report.usage.wall_s)
         if report.failure is not None:
-            self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
+            again = self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
+            self._after_failure(chore, report.failure, again)
             return
         assert report.result is not None
         self.engine.succeeded(
@@ -359,6 +391,23 @@ class FluxManager:
             inline=report.inline,
             printed=report.printed,
         )
+
+    def _after_failure(self, chore: Chore, failure: Failure, again: bool) -> None:
+        """Wait before the next try, or stop the run, if the kind or the chore's author wants it."""
+        if failure.kind is FailureKind.STORAGE:
+            self._interrupted = self._interrupted or failure.message.removesuffix(".")
+        if again:
+            tries = len(self.engine.records[chore.id].attempts)
+            log.info("%s is tried again after: %s", chore.id, failure.message)
+            if pause := pause_before(failure.kind, tries):
+                self._dispatch.pause(chore.id, self._executor.now() + pause)
+        elif chore.policy.stops and self.engine.graph.nodes[chore.id].state is ChoreState.FAILED:
+            self._stop_for(chore)
+
+    def _stop_for(self, chore: Chore) -> None:
+        """Its author wants nothing more to be started once it has failed."""
+        stop = StopStep(f"{chore.id} failed")
+        self._perform(self.engine.decide([stop], state=None, origin=f"stop:{chore.id}"))
 
     # -- the strategy
 
@@ -388,8 +437,10 @@ class FluxManager:
                 answer.steps, state=answer.state, origin=answer.origin, error=answer.error
             )
         else:
-            instructions = run.settle(answer.ending, answer.steps, state=answer.state, error=answer.error)
-            self._asked -= 1
+            instructions = run.settle(
+                answer.ending, answer.steps, state=answer.state, error=answer.error, earlier=answer.earlier
+            )
+            self._asked -= 1 + len(answer.earlier)
         if answer.error:
             self._tell_errors()
         self._perform(instructions)

@@ -191,6 +191,9 @@ class Resources:
         Whether the driver's environment is passed on beneath ``env``.
     isolated : bool
         Run in a process of its own that ends with the chore.
+    memory : int, optional
+        Bytes that all tasks together may occupy; counted when chores are placed, and a chore that
+        takes more is ended.
 
     Raises
     ------
@@ -205,8 +208,11 @@ class Resources:
     env: Mapping[str, str] | None = None
     inherit_env: bool = True
     isolated: bool = False
+    memory: int | None = None
 
     def __post_init__(self) -> None:
+        if self.memory is not None and (not isinstance(self.memory, int) or self.memory < 1):
+            raise UsageError(f"memory must be a positive number of bytes, not {self.memory!r}.")
         for name, least in (("num_tasks", 1), ("cores_per_task", 1), ("gpus_per_task", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from matforge.executors import choose
 from matforge.executors.protocol import Executor, RunContext
 from matforge.manager import FluxManager
 from matforge.model import ChoreState, MatForgeError, Resources, UsageError
+from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.session import Session, open_log
 from matforge.settings import Settings
 from matforge.steering import Entry
@@ -55,6 +56,35 @@ _NOT_STORED = ("basedir", "quiet")
 # ---------------------------------------------------------------- begin
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What chores of a run get that do not say otherwise."""
+
+    policy: Policy = DEFAULT_POLICY
+    memory: int | None = None
+
+    def call(self, call: Call) -> Call:
+        """A call with the defaults filled in."""
+        if self == NO_DEFAULTS:
+            return call
+        return replace(call, policy=call.policy.over(self.policy), resources=self.resources(call.resources))
+
+    def entry(self, entry: Entry) -> Entry:
+        """A function with the defaults filled in, for what is spawned."""
+        return replace(
+            entry, policy=entry.policy.over(self.policy), resources=self.resources(entry.resources)
+        )
+
+    def resources(self, resources: Resources) -> Resources:
+        """Resources with the default memory."""
+        if self.memory is None or resources.memory is not None:
+            return resources
+        return replace(resources, memory=self.memory)
+
+
+NO_DEFAULTS = Defaults()
+
+
 def begin(
     settings: Settings,
     registry: ChoreRegistry,
@@ -63,6 +93,7 @@ def begin(
     *,
     executor: Executor | None = None,
     held: bool = False,
+    defaults: Defaults = NO_DEFAULTS,
 ) -> Session:
     """Make a run directory, write down everything a resume needs, and start.
 
@@ -77,6 +108,7 @@ def begin(
     with ExitStack() as undo:
         executor = executor or _executor(settings)
         undo.callback(executor.close, kill=True)
+        calls = [defaults.call(call) for call in calls]
         _check_fit(calls, executor)
         strategy = strategy or AdaptiveStrategy()
         pickled = {name: _pickle_function(registry.get(name)) for name in registry}
@@ -89,7 +121,9 @@ def begin(
         store.expected = len(calls)
         undo.callback(store.close)
         functions = {
-            name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
+            name: defaults.entry(
+                Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
+            )
             for name, data in pickled.items()
         }
         store.put_function(STRATEGY_FILE, frozen)
@@ -128,7 +162,10 @@ def _check_fit(calls: Sequence[Call], executor: Executor) -> None:
 def _fits(executor: Executor) -> Any:
     capacity = executor.capacity()
     return functools.partial(
-        arbitration.why_unfit, total_cores=capacity.total_cores, total_gpus=capacity.total_gpus
+        arbitration.why_unfit,
+        total_cores=capacity.total_cores,
+        total_gpus=capacity.total_gpus,
+        node_memory=capacity.memory_per_node,
     )
 
 
@@ -185,7 +222,8 @@ def _run_record(
             one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in _NOT_STORED
         },
         "functions": {
-            name: [entry.file, entry.resources.as_dict(), entry.id_name] for name, entry in functions.items()
+            name: [entry.file, entry.resources.as_dict(), entry.id_name, entry.policy.as_dict()]
+            for name, entry in functions.items()
         },
         "sys_path": [p for p in sys.path if p],
     }
@@ -236,8 +274,8 @@ def reopen(
         sys.path += [path for path in first["sys_path"] if path not in sys.path]
         strategy = _load_strategy(run_dir, run.strategy_state)
         functions = {
-            name: Entry(file_name, Resources.from_dict(resources), id_name)
-            for name, (file_name, resources, id_name) in first["functions"].items()
+            name: Entry(file_name, Resources.from_dict(resources), id_name, Policy.from_dict(policy))
+            for name, (file_name, resources, id_name, policy) in first["functions"].items()
         }
         fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
         session = _session(

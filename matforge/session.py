@@ -162,6 +162,10 @@ class Session:
         """End the run soon; it can be resumed."""
         self.manager.interrupt(reason)
 
+    def drain(self, reason: str, within: float | None = None) -> None:
+        """Start nothing more, let what runs end, and leave; the run can be resumed."""
+        self.manager.drain(reason, within)
+
     # -- what it has
 
     def note(self, ending: Ending) -> None:

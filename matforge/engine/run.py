@@ -115,10 +115,12 @@ class Run:
         """Cores of the chores that are RUNNING."""
         self.gpus_in_flight = 0
         """GPUs of the chores that are RUNNING."""
+        self.memory_in_flight = 0
+        """Bytes that chores that are RUNNING have declared."""
         self.plan: Plan | None = None
         """A large answer that is being carried out; meanwhile no other is applied and no chore added."""
-        self.decided = 0
-        """Answers so far that were about no ending."""
+        self.origins: set[str] = set()
+        """Names of the answers so far that were about no ending."""
         self._numbered = 0
         """Chores that have a number, those of the plan included."""
         self._occurrences: Counter[str] = Counter()
@@ -161,6 +163,7 @@ class Run:
             nice=call.nice,
             parent=parent.id if parent else None,
             unfit=Failure(FailureKind.DOES_NOT_FIT, why) if why else None,
+            policy=call.policy,
         )
 
     def _key(self, call: Call) -> str:
@@ -183,7 +186,8 @@ class Run:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
         self._events += 1
-        for instruction in self.graph.handle(Added(chore.id, chore.inputs, chore.nice, chore.unfit)):
+        added = Added(chore.id, chore.inputs, chore.nice, chore.unfit, chore.policy.retries or 0)
+        for instruction in self.graph.handle(added):
             assert isinstance(instruction, Publish)
             self._published(instruction, DERIVED)
 
@@ -207,6 +211,7 @@ class Run:
         resources = self.records[chore_id].chore.resources
         self.cores_in_flight += change * resources.cores
         self.gpus_in_flight += change * resources.gpus
+        self.memory_in_flight += change * (resources.memory or 0)
 
     def _published(self, publish: Publish, facts: Facts) -> None:
         record = self.records[publish.id]
@@ -251,22 +256,40 @@ class Run:
         facts = Facts(attempt.number, usage, report, inline, printed)
         self._handle(Succeeded(attempt.chore_id, attempt.number), facts)
 
-    def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> None:
-        """The current attempt has ended by its own fault, or was cancelled."""
+    def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> bool:
+        """The current attempt has ended by its own fault, or was cancelled; whether it may try again."""
         record = self.records[attempt.chore_id]
         self.store.accept(attempt, record.directory, None, printed=printed)
-        record.attempts.append(attempt_record(attempt, usage, failure.kind.value))
+        record.attempts.append(attempt_record(attempt, usage, failure.kind.value, failure))
         facts = Facts(attempt.number, usage, printed=printed)
-        self._handle(Failed(attempt.chore_id, attempt.number, failure), facts)
+        if self._handle(Failed(attempt.chore_id, attempt.number, failure), facts):
+            return False
+        self._write_again("retry", attempt, failure, usage)
+        return True
 
-    def lost(self, attempt: Attempt, failure: Failure) -> None:
-        """The place of the current attempt is gone."""
+    def lost(self, attempt: Attempt, failure: Failure) -> bool:
+        """The place of the current attempt is gone; whether it is tried again."""
         name, number = attempt.chore_id, attempt.number
-        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
-        if not self._handle(Lost(name, number, failure), Facts(number)):
-            self.write_endings()
-            record = {"e": "lost", "id": name, "n": number, "ep": attempt.epoch, "f": failure.as_dict()}
-            self.journal.append(record)
+        record = attempt_record(attempt, Usage(), failure.kind.value, failure)
+        self.records[name].attempts.append(record)
+        if self._handle(Lost(name, number, failure), Facts(number)):
+            return False
+        self._write_again("lost", attempt, failure, Usage())
+        return True
+
+    def _write_again(self, kind: str, attempt: Attempt, failure: Failure, usage: Usage) -> None:
+        """Journal an attempt that did not end its chore."""
+        self.write_endings()
+        self.journal.append(
+            {
+                "e": kind,
+                "id": attempt.chore_id,
+                "n": attempt.number,
+                "ep": attempt.epoch,
+                "f": failure.as_dict(),
+                **({"u": usage.as_dict()} if usage != Usage() else {}),
+            }
+        )
 
     def cancel(self, chore_id: str) -> list[Instruction]:
         """Cancel on a person's behalf; journalled by itself."""
@@ -275,6 +298,12 @@ class Run:
         if decisions:
             self.journal.append({"e": "cancel", "d": decisions})
         return instructions
+
+    def stopped_by(self) -> list[Chore]:
+        """Chores whose failure should have stopped the run, where the driver died in between."""
+        failed = [n.id for n in self.graph.nodes.values() if n.state is ChoreState.FAILED]
+        chores = [self.records[name].chore for name in failed]
+        return [c for c in chores if c.policy.stops and f"stop:{c.id}" not in self.origins]
 
     # -- writing
 
@@ -295,37 +324,58 @@ class Run:
         self.written.append(ending)
 
     def settle(
-        self, ending: Ending, steps: Sequence[Step], *, state: str | None, error: str = ""
+        self,
+        ending: Ending,
+        steps: Sequence[Step],
+        *,
+        state: str | None,
+        error: str = "",
+        earlier: Sequence[Ending] = (),
     ) -> list[Instruction]:
         """Apply what the strategy decided about the oldest ending, and journal it.
+
+        Parameters
+        ----------
+        ending : Ending
+        steps : sequence of Step
+        state : str or None
+            The strategy's, afterwards.
+        error : str
+            What the strategy threw, if it did.
+        earlier : sequence of Ending
+            Older ones that are answered with it, by the same record.
 
         Returns
         -------
         list
             ``Cancel`` instructions for the executor.
         """
-        assert self.outbox[0] is ending
-        self.outbox.popleft()
+        if earlier:
+            self.write_endings()
+        for one in (*earlier, ending):
+            assert self.outbox[0] is one
+            self.outbox.popleft()
+        answer: dict[str, Any] = {"e": "answer", "id": ending.chore.id}
+        if earlier:
+            answer["with"] = [one.chore.id for one in earlier]
         if len(steps) > SLICE:
-            return self._plan({"e": "answer", "id": ending.chore.id}, steps, ending.chore, "", state, error)
+            return self._plan(answer, steps, ending.chore, "", state, error)
         # one record for both, unless the graph has moved on between event and decisions
         together = not steps or ending.event == self._events
         if together and self.unwritten and self.unwritten[0] is ending:
-            record = self.unwritten.popleft().record()
+            answer = self.unwritten.popleft().record()
             self._note_written(ending)
-        else:
-            if steps:
-                self.write_endings()
-            record = {"e": "answer", "id": ending.chore.id}
+        elif steps:
+            self.write_endings()
         decisions, instructions = self._apply(steps, ending.chore, "")
-        self._write_answer(record, decisions, state, error)
+        self._write_answer(answer, decisions, state, error)
         return instructions
 
     def decide(
         self, steps: Sequence[Step], *, state: str | None, origin: str, error: str = ""
     ) -> list[Instruction]:
         """Apply decisions that answer no ending (a strategy's start, for instance)."""
-        self.decided += 1
+        self.origins.add(origin)
         if len(steps) > SLICE:
             return self._plan({"e": "decide", "o": origin}, steps, None, origin, state, error)
         self.write_endings()
@@ -469,13 +519,14 @@ class Run:
         elif kind == "end":
             self._replay_end(record)
         elif kind == "answer":
-            self._expect(self.outbox, record)
-        elif kind == "lost":
-            self._replay_lost(record)
+            for name in (*record.get("with", ()), record["id"]):
+                self._expect(self.outbox, {**record, "id": name})
+        elif kind in ("lost", "retry"):
+            self._replay_again(record)
         elif kind == "resume":
             self._end_orphans()
         elif kind == "decide":
-            self.decided += 1
+            self.origins.add(record["o"])
         elif kind == "take":
             self._replay_take(record)
         elif kind not in ("cancel", "run", "submitted", "state"):
@@ -521,14 +572,15 @@ class Run:
             self.records[chore_id].result = Location.from_list(record["r"])
             self._handle(Succeeded(chore_id, number), facts)
         else:
-            self._handle(Failed(chore_id, number, Failure.from_dict(record["f"])), facts)
+            self._handle(Failed(chore_id, number, Failure.from_dict(record["f"]), final=True), facts)
 
-    def _replay_lost(self, record: dict[str, Any]) -> None:
+    def _replay_again(self, record: dict[str, Any]) -> None:
         name, number, failure = record["id"], record["n"], Failure.from_dict(record["f"])
-        attempt = Attempt(name, record["ep"], number)
-        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
+        attempt, usage = Attempt(name, record["ep"], number), Usage(**record.get("u", {}))
+        self.records[name].attempts.append(attempt_record(attempt, usage, failure.kind.value, failure))
         self._restart(name, number)
-        self._handle(Lost(name, number, failure))
+        event = Lost if record["e"] == "lost" else Failed
+        self._handle(event(name, number, failure))
 
     def _replay_take(self, record: dict[str, Any]) -> None:
         if self.plan is None:

@@ -178,9 +178,14 @@ class LocalExecutor:
     # -- the protocol
 
     def capacity(self) -> Capacity:
-        """One node with as many cores as there are workers."""
+        """One node with as many cores as there are workers; its end is that of the Slurm job it is in."""
         gpus = len(self._gpus)
-        return Capacity(1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers))
+        return Capacity(
+            1, self._workers, gpus, self._workers, gpus,
+            queue_depth=max(64, 2 * self._workers),
+            ends_at=_job_end(),
+            memory_per_node=processes.memory_limit(),
+        )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand tasks to the agent, or keep them until it has started."""
@@ -375,3 +380,9 @@ class LocalExecutor:
             shutil.rmtree(self._home, ignore_errors=True)
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
+
+
+def _job_end() -> float | None:
+    """When Slurm will end the job around this process (Unix time), if it is in one that says so."""
+    text = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdecimal() else None

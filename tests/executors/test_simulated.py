@@ -110,12 +110,14 @@ def test_a_poll_lets_the_clock_run_no_further_than_its_timeout(make: Make) -> No
     assert executor.now() == BEGIN + 10
 
 
-def test_a_poll_with_nothing_running_returns_and_takes_no_virtual_time(make: Make) -> None:
+def test_a_poll_with_nothing_running_lets_its_time_pass_unless_it_is_woken(make: Make) -> None:
     executor = make()
     assert executor.poll(1000.0) == []
+    assert executor.now() == BEGIN + 1000.0
     executor.wake()
+    assert executor.poll(1000.0) == []
     assert executor.poll(None) == []
-    assert executor.now() == BEGIN
+    assert executor.now() == BEGIN + 1000.0
 
 
 @pytest.mark.parametrize("directory", [None, "out/chore-work-0001"])
