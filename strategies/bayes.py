@@ -1,0 +1,272 @@
+"""Find the optimum of an expensive function of a few real numbers in a few dozen calls.
+
+When to use it: each call costs minutes to hours, there are one to some ten parameters, and the
+function is reasonably smooth; noise is fitted. Beyond a few hundred calls the model costs more
+than it saves; for many cheap calls use random search, and for a finite set ``thompson``.
+
+A Gaussian process (scikit-learn's, Matérn 5/2 kernel with a length scale for each parameter, and
+noise) is fitted to what was found; the next point is where the *expected improvement* is largest:
+eq. (15) of Jones, Schonlau & Welch, J. Global Optim. 13 (1998) 455. Points that are in flight are
+taken into account by Algorithm 1 (kriging believer: as if each had given what the model expects)
+or 2 (constant liar: as if each had given the best, the mean or the worst value so far) of
+Ginsbourger, Le Riche & Carraro, "Kriging is well-suited to parallelize optimization" (2010). The
+first points are a Latin hypercube.
+
+Needs the extra ``bayes``: ``pip install 'matforge[bayes]'``.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from matforge.strategies.base import AskTell, Goal, check_interval, check_space
+
+from matforge import Failure, UsageError
+
+Point = tuple[float, ...]
+"""A point of the unit cube."""
+
+CANDIDATES = 1000
+"""Points at which the expected improvement is looked at, half of them near the best."""
+POLISHED = 3
+"""The best candidates from which it is maximised further."""
+
+
+class Bayes(AskTell):
+    """Expected improvement with points in flight.
+
+    The chore is called with a value for each name of the space: ``chore(x=0.3, y=-1.2)``.
+
+    Parameters
+    ----------
+    chore, budget, parallel, seed, objective, conclude
+        See :class:`~matforge.strategies.base.AskTell`.
+    space : mapping
+        Name of an argument -> ``(low, high)``.
+    initial : int, optional
+        Points of the Latin hypercube at the beginning; default: twice the number of parameters
+        and two more, at least ``parallel``, at most half of the budget.
+    pending : str
+        What is assumed of points in flight: ``"believer"``, or a lie: ``"min"``, ``"mean"`` or
+        ``"max"`` of what was found.
+    goal : str
+        ``"min"`` or ``"max"``.
+
+    Raises
+    ------
+    UsageError
+        If a parameter is missing or cannot work, or scikit-learn is not installed.
+    """
+
+    constants = AskTell.constants | {"space", "initial", "pending", "goal"}
+
+    def __init__(
+        self,
+        chore: str = "",
+        *,
+        space: Mapping[str, tuple[float, float]] | None = None,
+        initial: int | None = None,
+        pending: Literal["believer", "min", "mean", "max"] = "believer",
+        goal: Goal = "min",
+        budget: int = 50,
+        parallel: int = 4,
+        seed: int = 0,
+        objective: str | None = None,
+        conclude: str | None = None,
+    ) -> None:
+        super().__init__(
+            chore, budget=budget, parallel=parallel, seed=seed, objective=objective, conclude=conclude
+        )
+        check_space("Bayes", space)
+        assert space is not None
+        for name, side in space.items():
+            check_interval("Bayes", name, side)
+        self.check_choice("pending", pending, ("believer", "min", "mean", "max"))
+        self.check_choice("goal", goal, ("min", "max"))
+        if initial is None:
+            initial = min(max(2 * len(space) + 2, parallel), max(budget // 2, 1))
+        self.check_whole("initial", initial, 1)
+        require_library()
+        self.space, self.initial = dict(space), initial
+        self.pending, self.goal = pending, goal
+        self.points: list[Point] = []
+        self.losses: list[float] = []
+        """Of :attr:`points`; the objective, or minus it if that is to be maximised."""
+        self.failed: list[Point] = []
+
+    # -- ask and tell
+
+    def ask(self, rng: random.Random) -> Point:
+        """A point of the Latin hypercube, or the one with the largest expected improvement."""
+        if self.asked < self.initial:
+            return self._latin(self.asked)
+        if not self.losses:  # nothing has succeeded yet: there is nothing to model
+            return tuple(rng.random() for _ in self.space)
+        model = Model(*self._known())
+        waiting = list(self.open.values())
+        if waiting:
+            model = model.with_pending(waiting, self.pending)
+        return model.best_point(rng)
+
+    def _latin(self, number: int) -> Point:
+        """That point of a random Latin hypercube of ``initial`` points."""
+        point = []
+        for axis in range(len(self.space)):
+            rng = self.rng("latin", axis)
+            strata = rng.sample(range(self.initial), self.initial)
+            offsets = [rng.random() for _ in strata]
+            point.append((strata[number] + offsets[number]) / self.initial)
+        return tuple(point)
+
+    def _known(self) -> tuple[list[Point], list[float]]:
+        """What the model is fitted to; what failed counts as the worst, so that it is avoided."""
+        return self.points + self.failed, self.losses + [max(self.losses)] * len(self.failed)
+
+    def tell(self, trial: Point, value: float) -> None:
+        """Take in a value."""
+        self.points.append(trial)
+        self.losses.append(value if self.goal == "min" else -value)
+
+    def tell_failure(self, trial: Point, failure: Failure | None) -> None:
+        """Take in that there is no value here."""
+        self.failed.append(trial)
+
+    # -- chores
+
+    def arguments(self, trial: Point) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The point in the units of the space."""
+        return (), self.in_space(trial)
+
+    def in_space(self, point: Point) -> dict[str, float]:
+        """A point of the unit cube in the units of the space."""
+        sides = self.space.items()
+        return {name: low + u * (high - low) for u, (name, (low, high)) in zip(point, sides, strict=True)}
+
+    # -- what was found
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The best point that was tried, and its value; None before there was any."""
+        if not self.losses:
+            return None
+        loss, point = min(zip(self.losses, self.points, strict=True))
+        return {"point": self.in_space(point), "value": loss if self.goal == "min" else -loss}
+
+    def summary(self) -> Any:
+        """The best point and its value, and how many were tried."""
+        return {"best": self.best, "points": len(self.points), "failures": len(self.failed)}
+
+
+class Model:
+    """A Gaussian process on the unit cube, for losses in units of their own spread.
+
+    Parameters
+    ----------
+    points : (n, d) array-like
+    losses : (n,) array-like
+    theta : array, optional
+        Logarithms of the kernel's parameters; default: those of the largest marginal likelihood.
+    """
+
+    def __init__(self, points: Any, losses: Any, theta: Any = None) -> None:
+        import numpy as np
+        from sklearn.gaussian_process import GaussianProcessRegressor
+        from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+        from threadpoolctl import threadpool_limits
+
+        self._limits = threadpool_limits
+        self.points, self.losses = np.array(points), np.array(losses)
+        self._centre = self.losses.mean()
+        self._spread = self.losses.std() or 1.0
+        self._scaled = (self.losses - self._centre) / self._spread
+        scales = np.full(self.points.shape[1], 0.3)
+        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(scales, (1e-2, 1e1), nu=2.5)
+        kernel += WhiteKernel(1e-4, (1e-8, 1.0))
+        # its own optimiser warns of parameters at their bounds, which is quite usual here
+        self._process = GaussianProcessRegressor(kernel, optimizer=None)
+        with self._limits(1):  # the cores belong to the chores
+            self._process.fit(self.points, self._scaled)
+            self.theta = self._likeliest() if theta is None else theta
+            self._process.set_params(kernel=kernel.clone_with_theta(self.theta))
+            self._process.fit(self.points, self._scaled)
+
+    def _likeliest(self) -> Any:
+        import numpy as np
+        from scipy.optimize import minimize
+
+        process = self._process
+
+        def negative(theta: Any) -> tuple[float, Any]:
+            value, gradient = process.log_marginal_likelihood(theta, eval_gradient=True)
+            return -value, -gradient
+
+        bounds = process.kernel_.bounds
+        starts = [process.kernel_.theta, np.clip(process.kernel_.theta + 1.0, *bounds.T)]
+        found = [minimize(negative, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
+        return min(found, key=lambda one: one.fun).x
+
+    def with_pending(self, waiting: Sequence[Point], assumption: str) -> Model:
+        """The model as if points in flight had ended already; its parameters stay."""
+        import numpy as np
+
+        lies = {"min": np.min, "mean": np.mean, "max": np.max}
+        if assumption == "believer":
+            assumed = self.predict(np.array(waiting))[0] * self._spread + self._centre
+        else:
+            assumed = np.full(len(waiting), lies[assumption](self.losses))
+        return Model(
+            np.concatenate([self.points, waiting]), np.concatenate([self.losses, assumed]), self.theta
+        )
+
+    def predict(self, where: Any) -> tuple[Any, Any]:
+        """Mean and standard deviation of the function (noise left out) at (m, d) points."""
+        import numpy as np
+
+        noise = float(np.exp(self.theta[-1]))
+        mean, deviation = self._process.predict(where, return_std=True)
+        return mean, np.sqrt(np.maximum(deviation**2 - noise, 1e-12))
+
+    def improvement(self, where: Any) -> Any:
+        """Expected improvement at (m, d) points upon the least mean at the points that are known.
+
+        That rather than the least loss: with noise, the least loss is too good to be true.
+        """
+        import numpy as np
+        from scipy.special import ndtr
+
+        mean, deviation = self.predict(where)
+        gain = self._target - mean
+        u = gain / deviation
+        return gain * ndtr(u) + deviation * np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
+
+    def best_point(self, rng: random.Random) -> Point:
+        """Where the expected improvement is largest, as far as a search from many points finds it."""
+        import numpy as np
+        from scipy.optimize import minimize
+
+        numbers = np.random.default_rng(rng.getrandbits(64))
+        with self._limits(1):
+            means = self.predict(self.points)[0]
+            self._target = float(means.min())
+            shape = (CANDIDATES // 2, self.points.shape[1])
+            near = self.points[means.argmin()] + 0.05 * numbers.standard_normal(shape)
+            where = np.concatenate([numbers.random(shape), np.clip(near, 0.0, 1.0)])
+            values = self.improvement(where)
+            chosen, largest = where[values.argmax()], values.max()
+            bounds = [(0.0, 1.0)] * shape[1]
+            for start in where[np.argsort(values)[-POLISHED:]]:
+                found = minimize(lambda x: -self.improvement(x[None])[0], start, bounds=bounds)
+                if -found.fun > largest:
+                    chosen, largest = found.x, -found.fun
+        return tuple(float(x) for x in chosen)
+
+
+def require_library() -> None:
+    """Raise :class:`UsageError` if scikit-learn cannot be imported."""
+    from importlib.util import find_spec
+
+    if find_spec("sklearn") is None:
+        raise UsageError("Bayes needs scikit-learn, which is not installed: pip install 'matforge[bayes]'.")
