@@ -31,8 +31,10 @@ Point = tuple[float, ...]
 
 CANDIDATES = 1000
 """Points at which the expected improvement is looked at, half of them near the best."""
-POLISHED = 3
-"""The best candidates from which it is maximised further."""
+STEPS = (0.02, 0.005, 0.001)
+"""Distances at which it is looked at around the best candidate, one after the other."""
+RESTART_EVERY = 5
+"""So often the kernel's parameters are sought anew, lest they stay in a poor local optimum."""
 
 
 class Bayes(AskTell):
@@ -96,6 +98,8 @@ class Bayes(AskTell):
         self.losses: list[float] = []
         """Of :attr:`points`; the objective, or minus it if that is to be maximised."""
         self.failed: list[Point] = []
+        self.theta: list[float] | None = None
+        """Logarithms of the kernel's parameters when they were last fitted."""
 
     # -- ask and tell
 
@@ -105,7 +109,14 @@ class Bayes(AskTell):
             return self._latin(self.asked)
         if not self.losses:  # nothing has succeeded yet: there is nothing to model
             return tuple(rng.random() for _ in self.space)
-        model = Model(*self._known())
+        with one_thread():
+            return self._most_promising(rng)
+
+    def _most_promising(self, rng: random.Random) -> Point:
+        points, losses = self._known()
+        anew = self.theta is None or len(points) % RESTART_EVERY == 0
+        model = Model(points, losses).fit(None if anew else self.theta)
+        self.theta = model.theta
         waiting = list(self.open.values())
         if waiting:
             model = model.with_pending(waiting, self.pending)
@@ -167,46 +178,33 @@ class Model:
     ----------
     points : (n, d) array-like
     losses : (n,) array-like
-    theta : array, optional
-        Logarithms of the kernel's parameters; default: those of the largest marginal likelihood.
     """
 
-    def __init__(self, points: Any, losses: Any, theta: Any = None) -> None:
+    def __init__(self, points: Any, losses: Any) -> None:
         import numpy as np
-        from sklearn.gaussian_process import GaussianProcessRegressor
         from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-        from threadpoolctl import threadpool_limits
 
-        self._limits = threadpool_limits
         self.points, self.losses = np.array(points), np.array(losses)
         self._centre = self.losses.mean()
         self._spread = self.losses.std() or 1.0
-        self._scaled = (self.losses - self._centre) / self._spread
         scales = np.full(self.points.shape[1], 0.3)
-        kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(scales, (1e-2, 1e1), nu=2.5)
-        kernel += WhiteKernel(1e-4, (1e-8, 1.0))
-        # its own optimiser warns of parameters at their bounds, which is quite usual here
-        self._process = GaussianProcessRegressor(kernel, optimizer=None)
-        with self._limits(1):  # the cores belong to the chores
-            self._process.fit(self.points, self._scaled)
-            self.theta = self._likeliest() if theta is None else theta
-            self._process.set_params(kernel=kernel.clone_with_theta(self.theta))
-            self._process.fit(self.points, self._scaled)
+        signal = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(scales, (1e-2, 1e1), nu=2.5)
+        self._kernel = signal + WhiteKernel(1e-4, (1e-8, 1.0))
 
-    def _likeliest(self) -> Any:
-        import numpy as np
-        from scipy.optimize import minimize
+    def fit(self, start: Any = None) -> Model:
+        """Fit the kernel's parameters from ``start``, or anew."""
+        process = self._condition(self._kernel.theta)
+        self.theta: list[float] = likeliest(process, start).tolist()
+        self._process = self._condition(self.theta)
+        return self
 
-        process = self._process
+    def _condition(self, theta: Any) -> Any:
+        """The process given what is known, with these parameters."""
+        from sklearn.gaussian_process import GaussianProcessRegressor
 
-        def negative(theta: Any) -> tuple[float, Any]:
-            value, gradient = process.log_marginal_likelihood(theta, eval_gradient=True)
-            return -value, -gradient
-
-        bounds = process.kernel_.bounds
-        starts = [process.kernel_.theta, np.clip(process.kernel_.theta + 1.0, *bounds.T)]
-        found = [minimize(negative, start, jac=True, bounds=bounds, method="L-BFGS-B") for start in starts]
-        return min(found, key=lambda one: one.fun).x
+        # no optimiser of its own: it warns of parameters at their bounds, which is usual here
+        process = GaussianProcessRegressor(self._kernel.clone_with_theta(theta), optimizer=None)
+        return process.fit(self.points, (self.losses - self._centre) / self._spread)
 
     def with_pending(self, waiting: Sequence[Point], assumption: str) -> Model:
         """The model as if points in flight had ended already; its parameters stay."""
@@ -217,9 +215,9 @@ class Model:
             assumed = self.predict(np.array(waiting))[0] * self._spread + self._centre
         else:
             assumed = np.full(len(waiting), lies[assumption](self.losses))
-        return Model(
-            np.concatenate([self.points, waiting]), np.concatenate([self.losses, assumed]), self.theta
-        )
+        more = Model(np.concatenate([self.points, waiting]), np.concatenate([self.losses, assumed]))
+        more.theta, more._process = self.theta, more._condition(self.theta)
+        return more
 
     def predict(self, where: Any) -> tuple[Any, Any]:
         """Mean and standard deviation of the function (noise left out) at (m, d) points."""
@@ -229,39 +227,58 @@ class Model:
         mean, deviation = self._process.predict(where, return_std=True)
         return mean, np.sqrt(np.maximum(deviation**2 - noise, 1e-12))
 
-    def improvement(self, where: Any) -> Any:
-        """Expected improvement at (m, d) points upon the least mean at the points that are known.
-
-        That rather than the least loss: with noise, the least loss is too good to be true.
-        """
+    def improvement(self, where: Any, target: float) -> Any:
+        """Expected improvement upon ``target`` at (m, d) points."""
         import numpy as np
         from scipy.special import ndtr
 
         mean, deviation = self.predict(where)
-        gain = self._target - mean
+        gain = target - mean
         u = gain / deviation
         return gain * ndtr(u) + deviation * np.exp(-0.5 * u * u) / math.sqrt(2 * math.pi)
 
     def best_point(self, rng: random.Random) -> Point:
-        """Where the expected improvement is largest, as far as a search from many points finds it."""
+        """Where the expected improvement is largest, as far as a random search finds it.
+
+        Improvement is upon the least *mean* at the points that are known, not upon the least loss,
+        which is too good to be true where there is noise.
+        """
         import numpy as np
-        from scipy.optimize import minimize
 
         numbers = np.random.default_rng(rng.getrandbits(64))
-        with self._limits(1):
-            means = self.predict(self.points)[0]
-            self._target = float(means.min())
-            shape = (CANDIDATES // 2, self.points.shape[1])
-            near = self.points[means.argmin()] + 0.05 * numbers.standard_normal(shape)
-            where = np.concatenate([numbers.random(shape), np.clip(near, 0.0, 1.0)])
-            values = self.improvement(where)
-            chosen, largest = where[values.argmax()], values.max()
-            bounds = [(0.0, 1.0)] * shape[1]
-            for start in where[np.argsort(values)[-POLISHED:]]:
-                found = minimize(lambda x: -self.improvement(x[None])[0], start, bounds=bounds)
-                if -found.fun > largest:
-                    chosen, largest = found.x, -found.fun
-        return tuple(float(x) for x in chosen)
+        shape = (CANDIDATES // 2, self.points.shape[1])
+        means = self.predict(self.points)[0]
+        target = float(means.min())
+        near = self.points[means.argmin()] + 0.05 * numbers.standard_normal(shape)
+        where = np.concatenate([numbers.random(shape), np.clip(near, 0.0, 1.0)])
+        best = where[self.improvement(where, target).argmax()]
+        for step in STEPS:
+            near = best + step * numbers.standard_normal(shape)
+            where = np.concatenate([best[None], np.clip(near, 0.0, 1.0)])
+            best = where[self.improvement(where, target).argmax()]
+        return tuple(float(x) for x in best)
+
+
+def likeliest(process: Any, start: Any = None) -> Any:
+    """Kernel parameters of the largest marginal likelihood, sought from ``start`` or from two points."""
+    import numpy as np
+    from scipy.optimize import minimize
+
+    def negative(theta: Any) -> tuple[float, Any]:
+        value, gradient = process.log_marginal_likelihood(theta, eval_gradient=True, clone_kernel=False)
+        return -value, -gradient
+
+    first, bounds = process.kernel_.theta.copy(), process.kernel_.bounds
+    starts = [first, np.clip(first + 1.0, *bounds.T)] if start is None else [start]
+    found = [minimize(negative, x, jac=True, bounds=bounds, method="L-BFGS-B") for x in starts]
+    return min(found, key=lambda one: one.fun).x
+
+
+def one_thread() -> Any:
+    """Keeps linear algebra on one core, because the others belong to the chores."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 def require_library() -> None:
