@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import pickle
@@ -37,7 +38,7 @@ class RandomSearch(AskTell):
     def __init__(self, chore: str, space: Space, **parameters: Any) -> None:
         super().__init__(chore, **parameters)
         self.space = space
-        self.best = math.inf
+        self.best, self.point = math.inf, None
 
     def ask(self, rng: random.Random) -> Any:
         """A point of the space."""
@@ -45,7 +46,22 @@ class RandomSearch(AskTell):
 
     def tell(self, trial: Any, value: float) -> None:
         """Keep the best."""
-        self.best = min(self.best, value)
+        if value < self.best:
+            self.best, self.point = value, trial
+
+
+class Plain(pickle.Unpickler):
+    """Reads a state that holds no class: one of a user's file could not be found after a resume."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise AssertionError(f"the state holds a {module}.{name}")
+
+
+def state_of(session: Session) -> tuple[Any, int]:
+    """The strategy's last state, and its length in the journal."""
+    text = session.engine.strategy_state
+    assert text is not None
+    return Plain(io.BytesIO(base64.b64decode(text))).load(), len(text)
 
 
 class _Reader(pickle.Unpickler):
