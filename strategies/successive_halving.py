@@ -44,9 +44,9 @@ class SuccessiveHalving(AskTell):
     space : mapping or callable
         Where configurations are drawn: name -> ``(low, high)`` or a list of choices, or a function
         of a ``random.Random`` that returns a configuration.
-    configs : int
-        Configurations to draw. They bound the cost: about ``configs * min_resource`` of the
-        resource on each rung.
+    total : int
+        Resource to spend in all. Each rung gets about the same share of it; with ``asynchronous``
+        new configurations are drawn until it is spent, without it as many as it allows.
     min_resource, max_resource : int
         On the lowest rung, and at most (the paper's r and R).
     eta : int
@@ -68,7 +68,7 @@ class SuccessiveHalving(AskTell):
     """
 
     constants = AskTell.constants | {
-        "space", "configs", "eta", "resource", "carry", "asynchronous", "goal", "resources", "sizes",
+        "space", "total", "eta", "resource", "carry", "asynchronous", "goal", "resources", "sizes",
     }  # fmt: skip
 
     def __init__(
@@ -76,7 +76,7 @@ class SuccessiveHalving(AskTell):
         chore: str = "",
         *,
         space: Space | Callable[[random.Random], Any] | None = None,
-        configs: int = 27,
+        total: int = 324,
         min_resource: int = 1,
         max_resource: int = 27,
         eta: int = 3,
@@ -90,26 +90,34 @@ class SuccessiveHalving(AskTell):
         conclude: str | None = None,
     ) -> None:
         for label, value, least in (
-            ("configs", configs, 1), ("min_resource", min_resource, 1), ("eta", eta, 2),
-            ("max_resource", max_resource, 1), ("parallel", parallel, 1),
+            ("total", total, 1), ("min_resource", min_resource, 1), ("eta", eta, 2),
+            ("max_resource", max_resource, 1),
         ):  # fmt: skip
             self.check_whole(label, value, least)
-        if configs < parallel:
-            raise UsageError(
-                f"SuccessiveHalving: configs ({configs}) must be at least parallel ({parallel})."
-            )
         if max_resource < min_resource:
             raise UsageError(
                 f"SuccessiveHalving: max_resource ({max_resource}) must be at least min_resource "
                 f"({min_resource})."
             )
         self.check_choice("goal", goal, ("min", "max"))
-        rungs = 1
-        while min_resource * eta**rungs <= max_resource:
-            rungs += 1
+        self.resources = [min_resource]
+        while self.resources[-1] * eta <= max_resource:
+            self.resources.append(self.resources[-1] * eta)
+        rungs = len(self.resources)
+        if total < rungs * self.resources[-1]:
+            raise UsageError(
+                f"SuccessiveHalving: a total of {total} is too small for one configuration of each "
+                f"{eta ** (rungs - 1)} to get {self.resources[-1]}; it must be at least "
+                f"{rungs * self.resources[-1]}."
+            )
+        self.check_whole("parallel", parallel, 1)
+        if total < parallel * min_resource:
+            raise UsageError(
+                f"SuccessiveHalving: a total of {total} is too small for {parallel} calls in parallel."
+            )
         super().__init__(
             chore,
-            budget=configs * rungs,
+            budget=total // min_resource,
             parallel=parallel,
             seed=seed,
             objective=objective,
@@ -118,12 +126,11 @@ class SuccessiveHalving(AskTell):
         if not callable(space):
             check_space("SuccessiveHalving", space)
         self.space: Any = space
-        self.configs, self.eta, self.resource, self.carry = configs, eta, resource, carry
+        self.total, self.eta, self.resource, self.carry = total, eta, resource, carry
         self.asynchronous, self.goal = asynchronous, goal
-        self.resources = [min_resource * eta**k for k in range(rungs)]
-        self.sizes = [configs // eta**k for k in range(rungs)]
-        """Configurations on each rung, if nothing is promoted too early."""
-        self.drawn = 0
+        self.sizes = [total // (min_resource * rungs) // eta**k for k in range(rungs)]
+        """Configurations on each rung, if promotion waits."""
+        self.drawn = self.spent = 0
         self.waiting: list[list[Found]] = [[] for _ in range(rungs)]
         """By rung, what has ended there and was not promoted; sorted, so each step is a bisection."""
         self.promoted: list[list[Found]] = [[] for _ in range(rungs)]
@@ -135,15 +142,20 @@ class SuccessiveHalving(AskTell):
 
     def ask(self, rng: random.Random) -> Trial | None:
         """Promote where that is possible, from the top; else draw another configuration."""
+        left = self.total - self.spent
         for k in range(len(self.resources) - 2, -1, -1):
-            if self._promotable(k):
+            if self.resources[k + 1] <= left and self._promotable(k):
                 best = self.waiting[k].pop(0)
                 insort(self.promoted[k], best)
-                return best[1], k + 1
-        if self.drawn == self.configs:
+                return self._take(best[1], k + 1)
+        if self.resources[0] > left or (not self.asynchronous and self.drawn == self.sizes[0]):
             return None
         self.drawn += 1
-        return self.drawn - 1, 0
+        return self._take(self.drawn - 1, 0)
+
+    def _take(self, number: int, k: int) -> Trial:
+        self.spent += self.resources[k]
+        return number, k
 
     def _promotable(self, k: int) -> bool:
         """Whether the best that waits on rung ``k`` is good enough among all that ended there."""

@@ -82,9 +82,16 @@ def parabola(rng: random.Random, x: float) -> float:
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.integers(1, 5), st.integers(0, 25), st.integers(1, 6), st.integers(0, 9), st.floats(0, 0.6))
+@given(
+    st.integers(1, 5),
+    st.integers(0, 25),
+    st.integers(1, 6),
+    st.integers(0, 9),
+    st.floats(0, 0.6),
+    st.booleans(),
+)
 def test_everything_asked_is_told_exactly_once_and_no_more_is_in_flight_than_allowed(
-    parallel: int, more: int, workers: int, salt: int, failing: float
+    parallel: int, more: int, workers: int, salt: int, failing: float, threaded: bool
 ) -> None:
     chance = random.Random(salt)
     fates: dict[int, Any] = {}
@@ -96,7 +103,7 @@ def test_everything_asked_is_told_exactly_once_and_no_more_is_in_flight_than_all
     strategy = Recorder(budget=parallel + more, parallel=parallel)
     folder = scratch()
     try:
-        session, _, _ = played(folder, function, strategy, workers=workers)
+        session, _, _ = played(folder, function, strategy, workers=workers, threaded=threaded)
     finally:
         shutil.rmtree(folder)
     assert session.engine.strategy_errors == []
