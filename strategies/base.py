@@ -61,7 +61,8 @@ class AskTell(FutureProcessingStrategy):
     parallel : int
         Calls in flight at once: the number of workers, or a little more.
     seed : int
-        Of all random numbers. The n-th :meth:`ask` always gets the same ones.
+        Of all random numbers: the n-th :meth:`ask` always gets the same ones, and so does a chore,
+        through its own seed, if its key is the same.
     objective : str, optional
         What of a call's outcome is told: this entry of its report, or else of its result.
         Default: the whole result.
@@ -222,7 +223,8 @@ class AskTell(FutureProcessingStrategy):
 
     @property
     def _label(self) -> str:
-        return f"{type(self).__name__}/{self.chore}"
+        """What the keys begin with; the seed too, so that another one gives the chores other seeds."""
+        return f"{type(self).__name__}/{self.chore}/{self.seed}"
 
     def _spec(self, trial: Any) -> ChoreSpec:
         args, kwargs = self.arguments(trial)

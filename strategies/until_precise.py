@@ -122,16 +122,18 @@ class UntilPrecise(AskTell):
         return group, self.numbered[group] - 1
 
     def _missing(self, group: int) -> float:
-        """Replicates that a group seems to need beyond those asked for, as a fraction of its need."""
+        """How much a group lacks beyond what was asked for, as a fraction of what it seems to need."""
         n, mean, deviations = self.moments[group]
         if self._closed(group):
             return 0.0
-        waiting = self.numbered[group] - self.counted[group]
-        need = float(self.least)
-        if n >= 2:
-            tolerance = self._tolerance(mean)
-            need = max(need, deviations / (n - 1) / tolerance**2 if tolerance else math.inf, n + 1.0)
-        return 1.0 if need == math.inf else (need - n - waiting) / need
+        asked = n + self.numbered[group] - self.counted[group]  # failures are made up for
+        if asked < self.least:
+            return 2.0 - asked / self.least  # before all who have that
+        if n < 2:
+            return 0.0
+        tolerance = self._tolerance(mean)
+        need = max(deviations / (n - 1) / tolerance**2 if tolerance else math.inf, n + 1.0)
+        return 1.0 if need == math.inf else (need - asked) / need
 
     def _tolerance(self, mean: float) -> float:
         return self.tolerance * abs(mean) if self.relative else self.tolerance

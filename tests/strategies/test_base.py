@@ -305,7 +305,7 @@ def test_two_trials_with_one_key_are_refused_rather_than_lost(folder: Path) -> N
             """The same."""
             return "x"
 
-    assert "two trials in flight have the key 'Twins/f/x'" in error_of(
+    assert "two trials in flight have the key 'Twins/f/0/x'" in error_of(
         folder, lambda rng, n: n, Twins(budget=3, parallel=2)
     )
 
