@@ -79,7 +79,7 @@ class AskTell(FutureProcessingStrategy):
     """Whether :meth:`tell` takes finite numbers only: anything that is no number is then an error,
     and NaN or infinity a failure. False: it takes whatever the chore returned."""
     constants: ClassVar[frozenset[str]] = frozenset(
-        ("chore", "budget", "parallel", "seed", "objective", "conclude")
+        ("chore", "budget", "parallel", "seed", "objective", "conclude", "manager")
     )
     """Attributes that never change, and so are not saved with every decision. A subclass adds
     its own; those need not be picklable by reference (a lambda will do)."""
