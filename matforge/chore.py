@@ -176,6 +176,14 @@ class ChoreSpec:
         if self.resources is not None and not isinstance(self.resources, Resources):
             raise UsageError(f"resources must be a Resources, not {self.resources!r}.")
 
+    @property
+    def chore_key(self) -> str | None:
+        """``Chore.key`` of the chore that this becomes: how a strategy knows its own again.
+
+        None without ``key``; then it depends on the chore whose end is being answered.
+        """
+        return None if self.key is None else named_key(self.key)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -342,6 +350,11 @@ def _culprit(arguments: Any) -> str:
         except Exception:  # any failure to pickle is the answer we look for
             return f"The {label}, of type {type(value).__name__},"
     return "The arguments"
+
+
+def named_key(key: str) -> str:
+    """Identity of a chore that was given a key of its own."""
+    return content_key("named", key)
 
 
 def content_key(*parts: str | bytes) -> str:

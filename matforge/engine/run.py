@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matforge.chore import Call, Chore, chore_id, content_key
+from matforge.chore import Call, Chore, chore_id, content_key, named_key
 from matforge.engine.graph import (
     READY,
     RUNNING,
@@ -169,7 +169,7 @@ class Run:
     def _key(self, call: Call) -> str:
         """Identity of a chore that nobody spawned: what it is, and the how-manieth of its kind."""
         if call.key is not None:
-            return content_key("named", call.key)
+            return named_key(call.key)
         inputs = [self.records[name].chore.key for name in call.inputs if name in self.records]
         content = content_key(call.function or "command", call.payload, *inputs)
         self._occurrences[content] += 1
@@ -456,7 +456,7 @@ class Run:
     def spawn_key(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> str:
         """Identity of a chore that a strategy spawns: the name it was given, or its descent."""
         if call.key is not None:
-            return content_key("named", call.key)
+            return named_key(call.key)
         if parent is not None:
             return content_key("spawned", parent.key, str(ordinal))
         return content_key("decided", origin, str(ordinal))
