@@ -66,11 +66,16 @@ def _parse(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def is_held(path: Path) -> bool:
-    """Whether a living driver holds the lock file ``path``."""
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the living driver that holds the lock file ``path`` wrote into it; None if there is none."""
     lock = RunLock(path)
     held = lock._read()
-    return held is not None and not lock._stale(held, time.time())
+    return None if held is None or lock._stale(held, time.time()) else held
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living driver holds the lock file ``path``."""
+    return holder(path) is not None
 
 
 class RunLock:
@@ -80,6 +85,11 @@ class RunLock:
         self.path = path
         self._mine: dict[str, Any] = {}
         self._renewed = 0.0
+
+    @property
+    def token(self) -> str:
+        """What tells this holder from all others; empty while the lock is not held."""
+        return str(self._mine.get("token", ""))
 
     def acquire(self, now: float) -> None:
         """Take the lock.
