@@ -18,6 +18,8 @@ from matforge.chore import Call, Chore, content_key
 from matforge.engine import arbitration, graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
+from matforge.engine.requests import Answer as Reply
+from matforge.engine.requests import Inbox, cancel_chores
 from matforge.engine.run import Run
 from matforge.engine.status import Counters, StatusWriter
 from matforge.engine.store import FULL_LIMIT, OUT_NAME, StorageError, storage_sentence
@@ -93,6 +95,7 @@ class FluxManager:
     ) -> None:
         self.engine = run
         self.status = status
+        status.tally = run.tally
         self._executor = executor
         self._strategy = strategy
         self._gate = threading.RLock()
@@ -104,6 +107,7 @@ class FluxManager:
         self._lock = lock
         self._fresh = fresh
         self._on_end = on_end
+        self._inbox = Inbox(run.store.path, lock.token if lock is not None else "")
         self._requests: deque[Callable[[], None]] = deque()
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
@@ -231,6 +235,7 @@ class FluxManager:
 
     def _take_requests(self) -> bool:
         """Whether to go on."""
+        self._hear()
         while self._requests and self._interrupted is None:
             self._requests.popleft()()
         # a plan has numbered its chores already, so others have to wait for their numbers
@@ -243,12 +248,25 @@ class FluxManager:
         if chore_id in self.engine.records:
             self._perform(self.engine.cancel(chore_id))
 
+    def _hear(self) -> None:
+        """Do what was asked through the run directory; journalled before it is told."""
+        now = self._executor.now()
+        for request in self._inbox.take(now):
+            reply = Reply()
+            if request.chores:
+                reply, instructions = cancel_chores(self.engine, request.chores)
+                self._perform(instructions)
+            else:
+                self._interrupted = "it was cancelled with `matforge cancel`"
+            self._flush(now)
+            self._inbox.answer(request, reply)
+
     def _patience(self) -> float:
         """How long the next poll may wait."""
         if self._finished or self._requests or self._additions or self.engine.plan is not None:
             return 0.0
         now = self._executor.now()
-        waits = [IDLE_POLL_S]
+        waits = [IDLE_POLL_S, self._inbox.due - now]
         if (due := self.engine.journal.sync_due) is not None:
             waits.append(due - now)
         if self.status.changed(self._counters()):
