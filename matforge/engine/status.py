@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matforge.engine.records import Tally
 from matforge.model import Failure, MatForgeError, RunState
 
 SCHEMA_VERSION = 2
@@ -80,6 +81,8 @@ class StatusWriter:
     state: RunState = RunState.INITIALIZING
     extra: dict[str, Any] = field(default_factory=dict)
     """Further top-level keys: what strategies and the manager want people to know."""
+    tally: Mapping[str, Tally] = field(default_factory=dict)
+    """How the chores of each name stand; shown as ``kinds``."""
     sequence: int = 0
     _written_at: float = float("-inf")
     _last: Counters | None = None
@@ -128,6 +131,7 @@ class StatusWriter:
             "current": {"sequence": self.sequence, **current},
             "failures": self.failures,
             "history_file": HISTORY_NAME,
+            "kinds": {name: tally.counts() for name, tally in self.tally.items()},
             **self.extra,
         }
         replace_text(self.run_dir / STATUS_NAME, json.dumps(document, indent=1))

@@ -65,6 +65,7 @@ def test_the_document_has_the_keys_of_schema_2_and_cancelled_beside_them(tmp_pat
              "reason": "dependency failed", "upstream": "chore-a-0001", "message": "so", "stderr": ""},
         ],
         "history_file": "status_history.jsonl",
+        "kinds": {},
     }  # fmt: skip
 
 
