@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import reprlib
+import shlex
 from typing import Any
 
 _REBUILT: dict[str, frozenset[str]] = {
@@ -167,7 +168,7 @@ def sketch_call(data: bytes, inputs: tuple[str, ...] = ()) -> str:
     try:
         value = _load(data, inputs)
         if isinstance(value, list):
-            return " ".join(word if isinstance(word, str) else _SHORT.repr(word) for word in value)
+            return " ".join(shlex.quote(w) if isinstance(w, str) else _SHORT.repr(w) for w in value)
         args, kwargs = value
         return ", ".join([*map(_SHORT.repr, args), *(f"{k}={_SHORT.repr(v)}" for k, v in kwargs.items())])
     except Exception as error:  # as above
