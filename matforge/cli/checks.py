@@ -33,10 +33,10 @@ PICTURES = "matplotlib"
 LEAST_SPACE = 1 << 30
 LEAST_FILES = 10_000
 SLOW_SYNC_S = 0.1
-NETWORK = frozenset(
-    ("9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre")
-    + ("nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs")
-)
+NETWORK = (
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre",
+    "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs",
+)  # fmt: skip
 """Types of file systems that other machines may write to as well."""
 
 

@@ -96,7 +96,7 @@ def _status_rows(path: Path, document: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [(key, workflow[key]) for key in ("name", "campaign") if workflow.get(key)]
     rows += [
         ("started", str(workflow["started_at"] or "not yet")),
-        ("elapsed", f"{workflow['elapsed_seconds']:.1f} s"),
+        ("elapsed", duration(workflow["elapsed_seconds"])),
         ("chores", ", ".join(f"{current[n]:,} {n}" for n in COUNTS if n in current)),
         ("cores", cores_text(document)),
     ]
@@ -112,10 +112,11 @@ def kind_line(name: str, counts: dict[str, int]) -> str:
 
 
 def cores_text(document: dict[str, Any]) -> str:
-    """How many of the cores are at work."""
+    """How many cores there are, and, while a driver lives, how many of them are at work."""
     total = document["allocation"].get("total_cores", 0)
-    free = document["current"]["free_cores"]
-    return f"{max(0, total - free)} of {total} busy"
+    if document["workflow"]["driver"] is None:
+        return str(total)
+    return f"{max(0, total - document['current']['free_cores'])} of {total} busy"
 
 
 def failure_line(failure: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RATE_WINDOW_S = 60.0
 """The rate is that of the last minute."""
 FAILURES = 5
+ENDED = ("completed", "failed", "cancelled")
 _TAIL = 1 << 16
 _CODES = {"completed": Exit.DONE, "failed": Exit.FAILED, "interrupted": Exit.UNFINISHED}
 
@@ -67,14 +68,14 @@ class Look:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in _CODES
+        """Whether nothing more will come; a driver that resumes has yet to say that it runs."""
+        return self.state in _CODES and self.document["workflow"]["driver"] is None
 
     @property
     def over(self) -> int:
         """Chores that have ended."""
         current = self.document["current"]
-        return sum(current.get(name, 0) for name in ("completed", "failed", "cancelled"))
+        return sum(current.get(name, 0) for name in ENDED)
 
     @property
     def total(self) -> int:
@@ -85,7 +86,7 @@ class Look:
     @property
     def left(self) -> float | None:
         """Seconds that the chores there are will take at this rate."""
-        if self.ended or not self.rate:
+        if not self.rate:
             return None
         return (self.total - self.over) / self.rate
 
@@ -94,7 +95,8 @@ def look(run_dir: Path) -> Look:
     """Read the run directory."""
     from matforge.engine.history import standing
 
-    return Look(standing(run_dir), rate_of(_history(run_dir)))
+    document = standing(run_dir)
+    return Look(document, rate_of(_history(run_dir), document["workflow"]["elapsed_seconds"]))
 
 
 def _history(run_dir: Path) -> list[dict[str, Any]]:
@@ -115,19 +117,29 @@ def _history(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def rate_of(history: list[dict[str, Any]]) -> float | None:
-    """Chores that ended in a second, over the last minute of the history; None if that is unknown."""
+def rate_of(history: list[dict[str, Any]], elapsed: float) -> float | None:
+    """Chores that ended in a second, over the last minute; None if that is unknown.
+
+    Parameters
+    ----------
+    history : list
+        Lines of ``status_history.jsonl``; nothing changed between two of them.
+    elapsed : float
+        Seconds since the run began.
+    """
     if not history:
         return None
-    last = history[-1]
-    since = last["elapsed_seconds"] - RATE_WINDOW_S
-    first = next(line for line in history if line["elapsed_seconds"] >= since)
-    seconds = last["elapsed_seconds"] - first["elapsed_seconds"]
-    ended = sum(last.get(n, 0) - first.get(n, 0) for n in ("completed", "failed", "cancelled"))
+    since = elapsed - RATE_WINDOW_S
+    before = [line for line in history if line["elapsed_seconds"] <= since]
+    first, last = before[-1] if before else history[0], history[-1]
+    seconds = elapsed - max(since, first["elapsed_seconds"])
+    ended = sum(last.get(n, 0) - first.get(n, 0) for n in ENDED)
     return ended / seconds if seconds > 0 and ended >= 0 else None
 
 
 def _pace(seen: Look) -> list[str]:
+    if seen.ended:
+        return []
     parts = [] if seen.rate is None else [f"{seen.rate:.3g} chores/s"]
     if seen.left is not None:
         parts.append(f"{duration(seen.left)} left for the chores there are")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ _CHORE_ID = re.compile(rb'\{"id":"([^"]+)","key":')
 def standing(run_dir: Path) -> dict[str, Any]:
     """The run's ``status.json``, corrected where its driver could not write the end.
 
-    ``workflow`` gets ``driver`` (host and pid, while one lives), and a ``note`` if it was killed.
+    ``workflow`` gets ``driver`` (host and pid, while one lives), and a ``note`` if it was killed;
+    ``elapsed_seconds`` of a living run goes on until now.
 
     Raises
     ------
@@ -54,6 +57,10 @@ def standing(run_dir: Path) -> dict[str, Any]:
         document = _read(run_dir)  # it may have ended between the two looks
     workflow = document["workflow"]
     workflow["driver"] = driver and {name: driver.get(name) for name in ("host", "pid")}
+    if driver is not None and workflow["started_at"]:
+        # the file is written when something changes, and a long chore changes nothing
+        since_start = time.time() - datetime.fromisoformat(workflow["started_at"]).timestamp()
+        workflow["elapsed_seconds"] = max(workflow["elapsed_seconds"], round(since_start, 3))
     if workflow["state"] in _UNDER_WAY and driver is None:
         workflow["state"] = RunState.INTERRUPTED.value
         workflow["note"] = f"its driver is gone; `matforge resume {run_dir}` goes on"
