@@ -38,8 +38,10 @@ def chores(ctx: typer.Context, incomplete: str) -> list[str]:
     from matforge.engine.history import chore_ids
     from matforge.engine.store import find_run
 
-    with suppress(MatForgeError, KeyError, TypeError):
-        return _starting(incomplete, chore_ids(find_run(Path(ctx.params["run"]))))
+    # an option that still waits for its value leaves the words before it unassigned
+    named = ctx.params.get("run") or next(iter(ctx.args), None)
+    with suppress(MatForgeError):
+        return _starting(incomplete, chore_ids(find_run(Path(named)))) if named else []
     return []
 
 
