@@ -96,6 +96,8 @@ def run_script(
     from matforge.executors import choose
 
     choose.check(executor or "auto", workers)
+    if str(script).startswith("-") and not script.exists():  # options of the script come after it
+        leave(Exit.USAGE, f"`matforge run` has no option {script}; see `matforge run --help`.")
     if not script.is_file():
         leave(Exit.USAGE, f"There is no script {script}.")
     chosen = {

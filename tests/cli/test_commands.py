@@ -221,6 +221,7 @@ def test_a_folder_without_a_run_is_refused_in_one_sentence(command: str, tmp_pat
 
 def test_a_missing_script_is_refused_in_one_sentence() -> None:
     one_sentence(matforge("run", "nowhere.py"), "nowhere.py")
+    one_sentence(matforge("run", "--wrokers", "2", "script.py"), "no option --wrokers")
 
 
 SLOW_SCRIPT = """

@@ -312,13 +312,15 @@ def test_a_living_run_is_looked_at_cancelled_in_part_and_ended(live: Live, here:
 
 
 def test_a_watched_run_ends_the_watching_with_its_own_exit_code(live: Live) -> None:
-    watch = subprocess.Popen(
-        [*MATFORGE, "watch", str(live.run_dir), "--interval", "0.1"], stdout=subprocess.PIPE, text=True
-    )
-    assert watch.stdout is not None
-    assert "running: 1 of 5 completed" in watch.stdout.readline()
-    live.driver.kill()
-    rest, _ = watch.communicate(timeout=60)
+    command = [*MATFORGE, "watch", str(live.run_dir), "--interval", "0.1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        try:
+            assert watch.stdout is not None
+            assert "running: 1 of 5 completed" in watch.stdout.readline()
+            live.driver.kill()
+            rest, _ = watch.communicate(timeout=60)
+        finally:
+            watch.kill()
     assert "its driver is gone" in rest
     assert watch.returncode == 75
     assert matforge("ls", str(live.folder)).stdout.count("✗") == 1
