@@ -282,7 +282,10 @@ def _complex(x: float, y: float) -> str:
 
 @app.command()
 def plot(
-    run: Annotated[Path, typer.Argument(help="A finished search, or a vacua.parquet.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="A finished search, or a vacua.parquet.", autocompletion=completion.runs),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Picture (png, pdf, svg); default: vacua.png in the run."),
