@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, Chore, content_key
+from matforge.chore import Call, Chore, salt_of
 from matforge.engine import arbitration, graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
@@ -111,7 +111,7 @@ class FluxManager:
         self._requests: deque[Callable[[], None]] = deque()
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
-        self._salt = int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
+        self._salt = salt_of(seed)
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._mean_wall: float | None = None

@@ -6,11 +6,16 @@ import os
 import signal
 import threading
 import weakref
+from pathlib import Path
 from typing import Any, Protocol
 
 
 class Live(Protocol):
     """A run that a thread of this process drives."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Its directory."""
 
     @property
     def over(self) -> bool:

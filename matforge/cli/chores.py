@@ -12,6 +12,7 @@ from matforge.engine.history import (
     files_of,
     is_consequence,
     read_stories,
+    seed_of,
     standing,
     streams_of,
 )
@@ -51,7 +52,7 @@ def describe(run_dir: Path, story: Story, *, with_result: bool = False) -> dict[
         "parent": chore.parent,
         "nice": chore.nice,
         "key": chore.key,
-        "seed": chore.seed,
+        "seed": seed_of(run_dir, chore),
         "failure": story.failure.as_dict() if story.failure else None,
         "report": story.report,
         "attempts": story.attempts,

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Chore, nearest
+from matforge.chore import Chore, nearest, salt_of
 from matforge.engine.journal import select
 from matforge.engine.lock import holder
 from matforge.engine.records import attempt_record
@@ -173,9 +173,22 @@ def _made(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The chores that a record adds to the run."""
     if record["e"] == "add":
         yield record["c"]
-    for decision in record.get("d", ()):
+    # a plan is an answer too large for one go: what it spawns becomes part of the run bit by bit
+    for decision in (*record.get("d", ()), *record.get("plan", ())):
         if decision[0] == "spawn":
             yield decision[1]
+
+
+def seed_of(run_dir: Path, chore: Chore) -> int:
+    """The seed that the chore gets in this run.
+
+    Raises
+    ------
+    JournalError
+        If the journal cannot be read.
+    """
+    first = next(select(run_dir / JOURNAL_NAME, lambda line: True), {})
+    return chore.seed ^ salt_of(first.get("settings", {}).get("seed", 0))
 
 
 def story_of(run_dir: Path, chore_id: str) -> Story:
