@@ -23,6 +23,7 @@ from typing import Any
 
 from matforge.chore import nearest
 from matforge.engine.graph import Graph, Instruction
+from matforge.engine.history import chore_ids
 from matforge.engine.lock import holder
 from matforge.engine.run import Run
 from matforge.engine.status import replace_text
@@ -57,8 +58,8 @@ class Answer:
     """Chores that need one of those, and so will not run either."""
     ended: tuple[str, ...] = ()
     """Chores that were named and had ended before."""
-    refused: str = ""
-    """One sentence, if nothing was done."""
+    unknown: str = ""
+    """An id or pattern that no chore of the run matches; then nothing was done."""
 
 
 # ---------------------------------------------------------------- the driver's side
@@ -134,14 +135,14 @@ def cancel_chores(run: Run, patterns: Sequence[str]) -> tuple[Answer, list[Instr
     Returns
     -------
     answer : Answer
-        Refused, with nothing done, if a pattern matches no chore.
+        With nothing done, if a pattern matches no chore.
     instructions : list
         For the executor.
     """
     try:
         named = matching(patterns, run.records)
-    except UsageError as error:
-        return Answer(refused=str(error)), []
+    except LookupError as error:
+        return Answer(unknown=str(error.args[0])), []
     nodes = run.graph.nodes
     over = [name for name in named if (state := nodes[name].state) is not None and state.final]
     ended = set(over)
@@ -156,8 +157,8 @@ def matching(patterns: Iterable[str], known: Iterable[str]) -> list[str]:
 
     Raises
     ------
-    UsageError
-        If one of them means none; the sentence gives the nearest ids.
+    LookupError
+        If one of them means none; its argument is that one.
     """
     ids = list(known)
     everything = set(ids)
@@ -169,7 +170,7 @@ def matching(patterns: Iterable[str], known: Iterable[str]) -> list[str]:
         matches = re.compile(fnmatch.translate(pattern)).match
         found = [name for name in ids if matches(name)]
         if not found:
-            raise UsageError(f"The run has no chore {pattern!r}{nearest(pattern, ids)}.")
+            raise LookupError(pattern)
         wanted.update(found)
     return [name for name in ids if name in wanted]
 
@@ -232,8 +233,8 @@ def ask(
         for path in (request, answer):
             with suppress(OSError):
                 path.unlink()
-    if data["refused"]:
-        raise UsageError(data["refused"])
+    if unknown := data["unknown"]:  # the nearest are looked for here: a driver has better things to do
+        raise UsageError(f"The run has no chore {unknown!r}{nearest(unknown, chore_ids(run_dir))}.")
     return Answer(tuple(data["cancelled"]), tuple(data["dependents"]), tuple(data["ended"]))
 
 

@@ -291,7 +291,7 @@ def test_a_living_run_is_looked_at_cancelled_in_part_and_ended(live: Live, here:
     assert done.code == 0
     assert json.loads(done.out) == {
         "cancelled": ["chore-hold-0002"], "dependents": ["chore-after-0004"],
-        "ended": ["chore-quick-0001"], "refused": "",
+        "ended": ["chore-quick-0001"], "unknown": "",
     }  # fmt: skip
     until(lambda: '"cancelled"' in here("status", live.run_dir, "--chore", "chore-hold-0002", "--json").out)
     again = here("cancel", live.run_dir, "chore-quick-0001")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from matforge.chore import ChoreSpec
 from matforge.engine.history import (
     chore_ids,
     failed_chores,
@@ -19,6 +20,7 @@ from matforge.engine.history import (
     find_runs,
     is_consequence,
     read_stories,
+    seed_of,
     standing,
     story_of,
     streams_of,
@@ -29,6 +31,7 @@ from matforge.engine.store import JOURNAL_NAME, LOCK_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome
 from matforge.model import ChoreState, Failure, FailureKind, MatForgeError, UsageError
+from matforge.strategy import FutureProcessingStrategy, Spawn, View
 from tests.harness import call, killed_after, play, records, ref, resume, scratch
 
 BOOM = Failure(FailureKind.EXCEPTION, "boom", traceback="Traceback ...", stderr="oh no\n")
@@ -93,6 +96,28 @@ def test_failures_are_told_in_order_with_their_root(run_dir: Path) -> None:
 def test_an_unknown_chore_is_refused_with_the_nearest(run_dir: Path) -> None:
     with pytest.raises(UsageError, match="chore-fit-0001"):
         story_of(run_dir, "chore-fti-0001")
+
+
+def test_the_seed_is_that_which_the_chore_gets_in_this_run(tmp_path: Path) -> None:
+    for seed in (0, 7):
+        session, _ = play(tmp_path, [call("fit", 1)], seed=seed, layout="full")
+        session.wait(60)
+        told = json.loads((session.run_dir / "out" / "chore-fit-0001" / "metadata.json").read_text())
+        chore = story_of(session.run_dir, "chore-fit-0001").chore
+        assert chore is not None
+        assert seed_of(session.run_dir, chore) == told["seed"]
+
+
+def test_chores_of_an_answer_that_was_taken_in_slices_are_known(tmp_path: Path) -> None:
+    class Many(FutureProcessingStrategy):
+        def on_start(self, view: View) -> list[Spawn]:
+            return [Spawn(ChoreSpec((n,), qualname="fit")) for n in range(1200)]
+
+    session, _ = play(tmp_path, [call("fit", 1)], strategy=Many(), workers=8, layout="packed")
+    session.wait(60)
+    ids = chore_ids(session.run_dir)
+    assert len(ids) == len(set(ids)) == 1201
+    assert story_of(session.run_dir, ids[-1]).state is ChoreState.COMPLETED
 
 
 def test_all_ids_are_known_in_the_order_of_the_run(run_dir: Path) -> None:

@@ -74,16 +74,17 @@ def test_patterns_mean_what_a_shell_would_match_in_the_order_of_the_run(
     wanted = [n for n in ids if any(n == p or (p not in ids and fnmatch.fnmatchcase(n, p)) for p in patterns)]
     missing = [p for p in patterns if p not in ids and not any(fnmatch.fnmatchcase(n, p) for n in ids)]
     if missing:
-        with pytest.raises(UsageError, match="has no chore"):
+        with pytest.raises(LookupError) as refused:
             matching(patterns, ids)
+        assert refused.value.args[0] == missing[0]
     else:
         assert matching(patterns, ids) == wanted
 
 
-def test_an_unknown_chore_is_refused_with_the_nearest_and_nothing_is_cancelled(run: Run) -> None:
+def test_where_one_chore_is_unknown_nothing_is_cancelled(run: Run) -> None:
     answer, instructions = cancel_chores(run, ["chore-fit-0001", "chore-plto-0002"])
-    assert "chore-plot-0002" in answer.refused
-    assert (answer.cancelled, instructions) == ((), [])
+    assert answer == Answer(unknown="chore-plto-0002")
+    assert instructions == []
     assert run.graph.counts[ChoreState.CANCELLED] == 0
 
 
@@ -195,9 +196,12 @@ def test_whoever_asks_gets_the_drivers_answer_and_leaves_nothing_behind(
     assert list((tmp_path / REQUESTS_NAME).iterdir()) == []
 
 
-def test_a_refusal_is_wrong_use(tmp_path: Path, lock: RunLock) -> None:
-    with pytest.raises(UsageError, match="no such"):
-        ask(tmp_path, ["chore-a*"], pause=serve(tmp_path, lock, Answer(refused="no such")))
+def test_an_unknown_chore_is_wrong_use_and_the_nearest_are_named(
+    run: Run, tmp_path: Path, lock: RunLock
+) -> None:
+    run.flush(0.0)
+    with pytest.raises(UsageError, match=r"no chore 'chore-a\*' \(did you mean .*chore-after-0003"):
+        ask(tmp_path, ["chore-a*"], pause=serve(tmp_path, lock, Answer(unknown="chore-a*")))
 
 
 def test_a_run_that_nobody_drives_cannot_be_asked(tmp_path: Path) -> None:
