@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 STATUS_NAME = "status.json"
 HISTORY_NAME = "status_history.jsonl"
 FAILURES_KEPT = 100
-"""Failures shown in status.json; all of them are in the journal and in metadata.json."""
+"""Failures shown in status.json, half of them the first and half the latest; all are in the journal."""
 
 
 def timestamp(seconds: float) -> str:
@@ -89,17 +89,18 @@ class StatusWriter:
 
     def failed(self, chore_id: str, failure: Failure, now: float) -> None:
         """Remember a failure for the list."""
-        if len(self.failures) < FAILURES_KEPT:
-            self.failures.append(
-                {
-                    "chore_id": chore_id,
-                    "timestamp": timestamp(now),
-                    "reason": failure.kind.value,
-                    "upstream": failure.root,
-                    "message": failure.message,
-                    "stderr": failure.stderr,
-                }
-            )
+        if len(self.failures) == FAILURES_KEPT:
+            del self.failures[FAILURES_KEPT // 2]
+        self.failures.append(
+            {
+                "chore_id": chore_id,
+                "timestamp": timestamp(now),
+                "reason": failure.kind.value,
+                "upstream": failure.root,
+                "message": failure.message,
+                "stderr": failure.stderr,
+            }
+        )
 
     def changed(self, counters: Counters) -> bool:
         """Whether the file on disk shows other numbers."""

@@ -118,7 +118,9 @@ def test_only_so_many_failures_are_shown(tmp_path: Path) -> None:
         status.failed(f"chore-{number}", Failure(FailureKind.EXCEPTION, "boom"), NOW)
     status.write(Counters(failed=FAILURES_KEPT + 50), NOW, force=True)
     document = read_status(tmp_path)
-    assert len(document["failures"]) == FAILURES_KEPT
+    half = FAILURES_KEPT // 2
+    wanted = [*range(half), *range(FAILURES_KEPT + 50 - half, FAILURES_KEPT + 50)]
+    assert [f["chore_id"] for f in document["failures"]] == [f"chore-{number}" for number in wanted]
     assert document["current"]["failed"] == FAILURES_KEPT + 50
 
 
