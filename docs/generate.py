@@ -49,13 +49,13 @@ def _sections(name: str, command: Any) -> Iterator[str]:
 
 
 def _placeholder(argument: Any) -> str:
-    text = argument.name.upper() + ("..." if argument.nargs == -1 else "")
-    return text if argument.required else f"[{text}]"
+    text = argument.metavar if argument.required else f"[{argument.metavar}]"
+    return f"{text}..." if argument.nargs == -1 else str(text)
 
 
 def _row(parameter: Any) -> str:
     if parameter.param_type_name == "argument":
-        label = f"`{parameter.name.upper()}`"
+        label = f"`{parameter.metavar}`"
     else:
         label = ", ".join(f"`{option}`" for option in [*parameter.opts, *parameter.secondary_opts])
     text = parameter.help.replace("|", "\\|")

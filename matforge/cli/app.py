@@ -69,8 +69,14 @@ def _root(
 
 @app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run_script(
-    script: Annotated[Path, typer.Argument(help="A Python file that builds pipelines and submits them.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Passed to the script.")] = None,
+    script: Annotated[
+        Path,
+        typer.Argument(metavar="SCRIPT", help="A Python file that builds pipelines and submits them."),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENT", help="Passed to the script; put -- before the first."),
+    ] = None,
     executor: ExecutorOption = None,
     workers: WorkersOption = None,
     strategy: StrategyOption = None,

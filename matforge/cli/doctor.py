@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from matforge.cli.console import Exit, leave, out
 from matforge.cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from matforge.cli.checks import Check
 
 MARKS = {"ok": "green", "warning": "yellow", "missing": "red"}
 
@@ -45,7 +48,7 @@ def doctor(
         leave(Exit.FAILED, f"Runs cannot work here: {', '.join(broken)}.")
 
 
-def _show(found: list) -> None:  # type: ignore[type-arg]
+def _show(found: list[Check]) -> None:
     from rich.table import Table
     from rich.text import Text
 

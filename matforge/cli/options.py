@@ -12,6 +12,7 @@ from matforge.cli import completion
 Run = Annotated[
     Path,
     typer.Argument(
+        metavar="RUN",
         help="The directory of a run, or a folder that holds exactly one.",
         show_default=False,
         autocompletion=completion.runs,

@@ -133,6 +133,7 @@ def cancel(
     chores: Annotated[
         list[str] | None,
         typer.Argument(
+            metavar="CHORE",
             help="Ids of chores, or patterns such as 'chore-fit*'; none: the whole run.",
             show_default=False,
             autocompletion=completion.chores,
@@ -203,7 +204,9 @@ def _tell_end(path: Path, timeout: float, *, as_json: bool) -> None:
 
 
 def list_runs(
-    root: Annotated[Path, typer.Argument(help="The folder to look in.", show_default="here")] = Path("."),
+    root: Annotated[
+        Path, typer.Argument(metavar="ROOT", help="The folder to look in.", show_default="here")
+    ] = Path("."),
     depth: Annotated[int, typer.Option(min=0, help="How many folders deep to look.")] = 3,
     as_json: JsonOption = False,
 ) -> None:

@@ -284,7 +284,9 @@ def _complex(x: float, y: float) -> str:
 def plot(
     run: Annotated[
         Path,
-        typer.Argument(help="A finished search, or a vacua.parquet.", autocompletion=completion.runs),
+        typer.Argument(
+            metavar="RUN", help="A finished search, or a vacua.parquet.", autocompletion=completion.runs
+        ),
     ],
     output: Annotated[
         Path | None,
