@@ -148,6 +148,12 @@ def memory() -> Check:
 
 
 def ask(command: Sequence[str], timeout: float) -> tuple[int | None, str]:
+    """Exit code and the last line of what a program said; see :func:`hear`."""
+    code, lines = hear(command, timeout)
+    return code, lines[-1] if lines else ""
+
+
+def hear(command: Sequence[str], timeout: float) -> tuple[int | None, list[str]]:
     """Exit code and what a program said; no code if it did not end in time or cannot be started."""
     try:
         done = subprocess.run(
@@ -155,11 +161,11 @@ def ask(command: Sequence[str], timeout: float) -> tuple[int | None, str]:
             errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return None, f"no answer in {timeout:g} s"
+        return None, [f"no answer in {timeout:g} s"]
     except OSError as error:
-        return None, (error.strerror or str(error)).lower()
+        return None, [(error.strerror or str(error)).lower()]
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    return done.returncode, said[-1].strip() if said else ""
+    return done.returncode, [line.strip() for line in said if line.strip()]
 
 
 def flux_command(timeout: float) -> Check:
@@ -200,12 +206,12 @@ def gpus(timeout: float) -> Check:
     for program, arguments in (("nvidia-smi", ["-L"]), ("rocm-smi", ["--showproductname", "--csv"])):
         if shutil.which(program) is None:
             continue
-        code, said = ask([program, *arguments], timeout)
-        if code == 0:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            shown = "" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible}"
-            return Check("gpus", OK, f"{program} answers: {said}{shown}")
-        return Check("gpus", WARNING, f"{program}: {said}", "The driver does not work on this node.")
+        code, said = hear([program, *arguments], timeout)
+        told = f"{program}: {'; '.join(said) or 'nothing'}"
+        if code != 0:
+            return Check("gpus", WARNING, told, "The driver does not work on this node.")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return Check("gpus", OK, told + ("" if visible is None else f"; CUDA_VISIBLE_DEVICES={visible}"))
     return Check("gpus", MISSING, "none was found", "Not needed: the search runs on cores.")
 
 

@@ -94,10 +94,10 @@ def test_a_program_that_cannot_be_started_is_told(programs: Path) -> None:
 
 
 def test_gpus_are_named_with_those_that_are_visible(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(programs, "nvidia-smi", "print('GPU 0: Some device')")
+    program(programs, "nvidia-smi", "print('GPU 0: A device\\nGPU 1: Another')")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     found = checks.gpus(5)
-    assert found == Check("gpus", OK, "nvidia-smi answers: GPU 0: Some device; CUDA_VISIBLE_DEVICES=0")
+    assert found == Check("gpus", OK, "nvidia-smi: GPU 0: A device; GPU 1: Another; CUDA_VISIBLE_DEVICES=0")
 
 
 def test_slurm_is_fine_inside_an_allocation_only(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from matforge.cli.watch import Look, Teller, rate_of
 from tests.cli.test_commands import MATFORGE, matforge, one_sentence
+from tests.harness import records
 
 SCRIPT = """
 import sys, time
@@ -293,6 +294,8 @@ def test_a_living_run_is_looked_at_cancelled_in_part_and_ended(live: Live, here:
         "cancelled": ["chore-hold-0002"], "dependents": ["chore-after-0004"],
         "ended": ["chore-quick-0001"], "unknown": "",
     }  # fmt: skip
+    written = [r["d"] for r in records(live.run_dir) if r["e"] == "cancel"]
+    assert written == [[["cancel", "chore-hold-0002", 1]]], "journalled before it was told"
     until(lambda: '"cancelled"' in here("status", live.run_dir, "--chore", "chore-hold-0002", "--json").out)
     again = here("cancel", live.run_dir, "chore-quick-0001")
     assert again.code == 1
