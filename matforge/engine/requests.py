@@ -108,7 +108,9 @@ class Inbox:
         try:
             data = json.loads((self._folder / name).read_text())
             if data["driver"] == self._token and data["version"] == FORMAT_VERSION:
-                return Request(name.removesuffix(_REQUEST), tuple(map(str, data["chores"])))
+                chores = tuple(map(str, data["chores"]))
+                log.info("asked to cancel %s", ", ".join(chores) or "the run")
+                return Request(name.removesuffix(_REQUEST), chores)
             log.info("the request %s is for another driver, or of another version", name)
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("the request %s cannot be read: %s", name, error)
