@@ -270,6 +270,11 @@ class Chore:
         )
 
 
+def salt_of(seed: int) -> int:
+    """What a run's own seed changes in the seeds of its chores, by exclusive or; 0 changes nothing."""
+    return int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
+
+
 def pack(arguments: Any, reader: ResultReader | None = None) -> tuple[bytes, tuple[str, ...]]:
     """Pickle ``arguments`` with each reference replaced by (input number, path).
 

@@ -14,11 +14,13 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, Chore, content_key
+from matforge.chore import Call, Chore, salt_of
 from matforge.dispatch import GRACE_S, Dispatch
 from matforge.engine import graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
+from matforge.engine.requests import Answer as Reply
+from matforge.engine.requests import Inbox, cancel_chores
 from matforge.engine.run import Run
 from matforge.engine.run import Stop as StopStep
 from matforge.engine.status import Counters, StatusWriter
@@ -96,6 +98,7 @@ class FluxManager:
     ) -> None:
         self.engine = run
         self.status = status
+        status.tally = run.tally
         self._executor = executor
         self._strategy = strategy
         self._gate = threading.RLock()
@@ -107,10 +110,11 @@ class FluxManager:
         self._lock = lock
         self._fresh = fresh
         self._on_end = on_end
+        self._inbox = Inbox(run.store.path, lock.token if lock is not None else "")
         self._requests: deque[Callable[[], None]] = deque()
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
-        self._salt = int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
+        self._salt = salt_of(seed)
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
@@ -258,6 +262,7 @@ class FluxManager:
 
     def _take_requests(self) -> bool:
         """Whether to go on."""
+        self._hear()
         while self._requests and self._interrupted is None:
             self._requests.popleft()()
         # a plan has numbered its chores already, so others have to wait for their numbers
@@ -270,12 +275,25 @@ class FluxManager:
         if chore_id in self.engine.records:
             self._perform(self.engine.cancel(chore_id))
 
+    def _hear(self) -> None:
+        """Do what was asked through the run directory; journalled before it is told."""
+        now = self._executor.now()
+        for request in self._inbox.take(now):
+            reply = Reply()
+            if request.chores:
+                reply, instructions = cancel_chores(self.engine, request.chores)
+                self._perform(instructions)
+            else:
+                self._interrupted = "it was cancelled with `matforge cancel`"
+            self._flush(now)
+            self._inbox.answer(request, reply)
+
     def _patience(self) -> float:
         """How long the next poll may wait."""
         if self._finished or self._requests or self._additions or self.engine.plan is not None:
             return 0.0
         now = self._executor.now()
-        waits = [IDLE_POLL_S]
+        waits = [IDLE_POLL_S, self._inbox.due - now]
         if (due := self.engine.journal.sync_due) is not None:
             waits.append(due - now)
         if self.status.changed(self._counters()):

@@ -392,7 +392,7 @@ def _session(
     session = Session(run_dir, manager, run)
     _recall(session, status, started_at)
     open_log(run_dir)
-    if not settings.quiet:
+    if not (settings.quiet or os.environ.get("MATFORGE_QUIET")):
         print(
             f"MatForge writes to {run_dir}\n  status   {run_dir / 'status.json'}\n"
             f"  log      {run_dir / LOG_NAME}\n  results  {run_dir / OUT_NAME}",

@@ -7,11 +7,16 @@ import signal
 import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any, Protocol
 
 
 class Live(Protocol):
     """A run that a thread of this process drives."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Its directory."""
 
     @property
     def over(self) -> bool:

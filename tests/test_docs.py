@@ -48,10 +48,12 @@ def test_the_python_of_the_tutorial_runs_in_order(tmp_path: Path) -> None:
     assert int(chores) >= 21
 
 
-def test_the_state_diagram_is_current() -> None:
+@pytest.mark.parametrize("name", ["architecture.md", "commands.md"])
+def test_what_is_generated_is_current(name: str) -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="docs")
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    assert generate["page"](text) == text
+    text = (ROOT / "docs" / name).read_text()
+    assert generate["page"](name, text) == text, "run docs/generate.py"
+    assert set(generate["PAGES"]) == {"architecture.md", "commands.md"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -37,9 +37,13 @@ def place() -> dict[str, str]:
 
 
 def _process_start(pid: int) -> str:
-    """Start time of a process in clock ticks, so that a recycled pid is not taken for the holder."""
+    """Start time of a process in clock ticks, so that a recycled pid is not taken for the holder.
+
+    Empty for one that has ended, although its parent may not have taken notice yet.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 
@@ -66,11 +70,16 @@ def _parse(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def is_held(path: Path) -> bool:
-    """Whether a living driver holds the lock file ``path``."""
+def holder(path: Path) -> dict[str, Any] | None:
+    """What the living driver that holds the lock file ``path`` wrote into it; None if there is none."""
     lock = RunLock(path)
     held = lock._read()
-    return held is not None and not lock._stale(held, time.time())
+    return None if held is None or lock._stale(held, time.time()) else held
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living driver holds the lock file ``path``."""
+    return holder(path) is not None
 
 
 class RunLock:
@@ -80,6 +89,11 @@ class RunLock:
         self.path = path
         self._mine: dict[str, Any] = {}
         self._renewed = 0.0
+
+    @property
+    def token(self) -> str:
+        """What tells this holder from all others; empty while the lock is not held."""
+        return str(self._mine.get("token", ""))
 
     def acquire(self, now: float) -> None:
         """Take the lock.

@@ -33,6 +33,15 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the numbers in their reports."""
 
+    def counts(self) -> dict[str, int]:
+        """The numbers of chores, as ``status.json`` shows them."""
+        return {
+            "added": self.added,
+            "completed": self.completed,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+        }
+
     def count(self, ending: Ending) -> None:
         """Count one that has ended."""
         if ending.state is ChoreState.COMPLETED:
