@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-REASONS = {"installs", "needs a cluster"}
+REASONS = {"installs", "needs a checkout of MatEnsemble"}
 """Why a block may be exempt from being run."""
 
 FENCE = re.compile(
