@@ -37,8 +37,8 @@ REASONS = {"installs", "needs a checkout of MatEnsemble"}
 """Why a block may be exempt from being run."""
 
 FENCE = re.compile(
-    r"(?:^<!-- (?P<mark>not run|slow): (?P<why>.*) -->\n+)?"
-    r"^```(?P<language>\w+)(?: title=(?P<title>\S+))?\n(?P<source>.*?)^```$",
+    r"(?:^<!-- (?P<mark>not run|slow): (?P<why>[^\n]*) -->\n+)?"
+    r"^```(?P<language>\w*)(?: title=(?P<title>\S+))?\n(?P<source>.*?)^```$",
     flags=re.MULTILINE | re.DOTALL,
 )
 PROMISE = re.compile(r"# -> (.*)$", flags=re.MULTILINE)

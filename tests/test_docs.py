@@ -19,8 +19,7 @@ SHOWN = {"", "json", "mermaid", "py", "text"}
 
 
 def _runs(page: Path, *, slow: bool) -> bool:
-    found = [block for block in blocks(page) if block.runs]
-    return any(block.mark == "slow" for block in found) if slow else bool(found)
+    return any(block.runs and (block.mark == "slow") is slow for block in blocks(page))
 
 
 QUICK = [page for page in PAGES if _runs(page, slow=False)]
