@@ -29,9 +29,12 @@ LONG = [page for page in PAGES if _runs(page, slow=True)]
 def check(chosen: list[Block], folder: Path, *, timeout: float) -> None:
     """Run the blocks of a page and compare what they print with what they promise."""
     printed = run_page(chosen, folder, timeout=timeout)
-    for block, text in zip(chosen, printed, strict=True):
-        missing = block.missing(text)
-        assert missing is None, f"{block.page}:{block.line} promises {missing!r} but printed:\n{text}"
+    broken = [
+        f"{block.page}:{block.line} promises {missing!r} but printed:\n{text}"
+        for block, text in zip(chosen, printed, strict=True)
+        if (missing := block.missing(text)) is not None
+    ]
+    assert not broken, "\n".join(broken)
 
 
 @pytest.mark.parametrize("page", QUICK, ids=lambda p: p.name)

@@ -97,6 +97,12 @@ def test_a_script_that_ends_after_submit_still_runs_its_commands(tmp_path: Path)
     assert streams(tmp_path, "spoken") == ["one word two\n"]
 
 
+def test_every_task_of_a_chore_calls_its_function(tmp_path: Path) -> None:
+    printed = ast.literal_eval(ours("tasks.py", tmp_path, workers=10))
+    assert printed == {"chore-greet-0001": 7, "chore-greet-0002": 7}
+    assert streams(tmp_path, "greet") == ["hello from a task\n" * 3] * 2
+
+
 def test_a_decorated_strategy_grows_the_run_until_it_is_content(tmp_path: Path) -> None:
     target, found = ours("bisection.py", tmp_path).split(" ", 1)
     last = ast.literal_eval(found)

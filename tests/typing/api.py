@@ -45,7 +45,7 @@ def build() -> Pipeline:
 
     @pipe.chore()
     def total(parts: list[Any]) -> float:
-        return sum(parts)
+        return float(sum(parts))
 
     one = simulate(300.0, steps=10)
     assert_type(one, OutputReference)
@@ -58,7 +58,6 @@ def build() -> Pipeline:
     told = pipe.exec(["echo", whole], name="tell", deps=[one], nice=3)
     assert_type(told, OutputReference)
     pipe.exec("sort --version", num_tasks=2)
-    pipe.chore("no parentheses needed")
     return pipe
 
 
