@@ -26,8 +26,13 @@ WIDTH = 100
 """Columns after which a signature is broken between two parameters."""
 GLUE = "\0"
 """Stands for a space at which a signature must not be broken."""
-RECORDS = ("as_dict", "from_dict")
-"""Methods of the engine's own records: public, but of no use in a script."""
+HIDDEN = {
+    *("add", "controls", "layers", "load", "read_result", "record_call", "release", "run", "seed_of"),
+    *("as_dict", "from_dict"),
+}
+"""Members that other modules of ours use: public, but of no use in a script."""
+GIVEN = {"Chore", "Delayed", "Event", "Failure", "FluxManager", "Graph", "Results", "RunFuture", "View"}
+"""What nobody makes, because a call gives it: its fields are shown, not its constructor."""
 
 SECTIONS: dict[str, tuple[str, list[str]]] = {
     "Building a run": (
@@ -146,7 +151,7 @@ def entry(name: str, thing: Any) -> list[str]:
         return [*signature(name, thing), "", *markdown(inspect.getdoc(thing) or "")]
     lines = []
     enumeration, error = issubclass(thing, enum.Enum), issubclass(thing, Exception)
-    if not (enumeration or error):
+    if not (enumeration or error or name in GIVEN):
         lines += [*signature(name, thing), ""]
     bases = [base.__name__ for base in thing.__bases__ if error or base.__name__ == "Future"]
     if bases:
@@ -172,33 +177,35 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
     """Public functions of a class with docstrings of their own, in the order of the source."""
     for name, member in vars(cls).items():
         plain = member.__func__ if isinstance(member, classmethod | staticmethod) else member
-        hidden = name.startswith("_") or name in RECORDS
+        hidden = name.startswith("_") or name in HIDDEN
         if not hidden and inspect.isfunction(plain) and plain.__doc__:
             yield f"{cls.__name__}.{name}", plain
 
 
 def attributes(cls: type) -> list[str]:
-    """Fields that say what they are, and properties, as a list."""
-    said = {name: text for name, text in field_docstrings(cls).items() if not name.startswith("_")}
+    """Fields that say what they are (all, of what is given) and properties, as a list."""
+    told = dict(fields_of(cls))
     for name, member in vars(cls).items():
-        if isinstance(member, property) and not name.startswith("_"):
-            said[name] = inspect.getdoc(member) or ""
-    if not said:
-        return []
-    listed = [f"* `{name}`: {flowing(text)}" for name, text in said.items()]
-    return ["", "*Attributes*", "", *listed]
+        if isinstance(member, property):
+            told[name] = (inspect.getdoc(member) or "").split("\n\n")[0]
+    listed = [
+        f"* `{name}`{f': {flowing(text)}' if text else ''}"
+        for name, text in told.items()
+        if not (name.startswith("_") or name in HIDDEN) and (text or cls.__name__ in GIVEN)
+    ]
+    return ["", "*Attributes*", "", *listed] if listed else []
 
 
-def field_docstrings(cls: type) -> dict[str, str]:
-    """Name of a field to the string that stands below it in the class."""
+def fields_of(cls: type) -> Iterator[tuple[str, str]]:
+    """Each annotated field of a class, and the string that stands below it."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(tree, ast.ClassDef)
-    found = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
+    for field, text in zip(tree.body, [*tree.body[1:], None], strict=True):
         match field, text:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
-                found[name] = said
-    return found
+                yield name, said
+            case ast.AnnAssign(target=ast.Name(id=name)), _:
+                yield name, ""
 
 
 class _Bare(str):
@@ -251,7 +258,7 @@ def markdown(docstring: str) -> list[str]:
     lines = prose(pieces[0])
     for title, body in zip(pieces[1::2], pieces[2::2], strict=True):
         lines += ["", f"*{title}*", ""]
-        lines += fields(body) if title != "Notes" else prose(body)
+        lines += prose(body) if title in ("Notes", "Examples") else fields(body)
     return lines
 
 
@@ -260,7 +267,8 @@ def prose(text: str) -> list[str]:
     lines: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         if paragraph.startswith((">>>", "    ")):
-            lines += ["```py", *textwrap.dedent(paragraph).splitlines(), "```", ""]
+            shown = re.sub(r" *# doctest: \+SKIP", "", textwrap.dedent(paragraph))
+            lines += ["```py", *shown.splitlines(), "```", ""]
         elif paragraph.startswith("* "):
             lines += [f"* {flowing(item)}" for item in re.split(r"^\* ", paragraph, flags=re.MULTILINE)[1:]]
             lines.append("")
