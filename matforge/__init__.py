@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matforge.manager import FluxManager
     from matforge.model import (
         ChoreState,
+        ChoreType,
         Failure,
         FailureKind,
         MatForgeError,
@@ -50,6 +51,7 @@ _HOMES = {
     "as_completed": "future",
     "FluxManager": "manager",
     "ChoreState": "model",
+    "ChoreType": "model",
     "Decision": "strategy",
     "Failure": "model",
     "FailureKind": "model",
@@ -73,7 +75,40 @@ _HOMES = {
     "View": "strategy",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AdaptiveStrategy",
+    "Cancel",
+    "Chore",
+    "ChoreExecutor",
+    "ChoreFailedError",
+    "ChoreRegistry",
+    "ChoreSpec",
+    "ChoreState",
+    "ChoreType",
+    "Decision",
+    "Event",
+    "Failure",
+    "FailureKind",
+    "FluxManager",
+    "FutureProcessingStrategy",
+    "InterruptedRunError",
+    "MatForgeError",
+    "NonAdaptiveStrategy",
+    "OutputReference",
+    "Pipeline",
+    "Reprioritise",
+    "Resources",
+    "RunFailedError",
+    "RunFuture",
+    "Spawn",
+    "Stop",
+    "UsageError",
+    "View",
+    "WithReport",
+    "__version__",
+    "as_completed",
+    "seed",
+]
 
 
 def __getattr__(name: str) -> Any:
