@@ -185,13 +185,14 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
 def attributes(cls: type) -> list[str]:
     """Fields that say what they are (all, of what is given) and properties, as a list."""
     told = dict(fields_of(cls))
+    every = cls.__name__ in GIVEN and "Attributes\n---" not in (inspect.getdoc(cls) or "")
     for name, member in vars(cls).items():
         if isinstance(member, property):
             told[name] = (inspect.getdoc(member) or "").split("\n\n")[0]
     listed = [
         f"* `{name}`{f': {flowing(text)}' if text else ''}"
         for name, text in told.items()
-        if not (name.startswith("_") or name in HIDDEN) and (text or cls.__name__ in GIVEN)
+        if not (name.startswith("_") or name in HIDDEN) and (text or every)
     ]
     return ["", "*Attributes*", "", *listed] if listed else []
 
