@@ -111,6 +111,10 @@ def test_a_decorated_strategy_grows_the_run_until_it_is_content(tmp_path: Path) 
     assert last["steps"] == 7
 
 
+def test_a_class_with_full_control_is_made_with_the_manager_and_called_until_the_end(tmp_path: Path) -> None:
+    assert ours("control.py", tmp_path).strip() == "[2, 1, 0]"
+
+
 def test_named_chores_with_resources_are_screened_scored_and_validated(tmp_path: Path) -> None:
     assert ours("screening.py", tmp_path).strip() == "4 4 [1.0, 2.0]"
 
