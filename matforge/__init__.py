@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matforge.model import (
         ChoreState,
         ChoreType,
+        CommandResult,
         Failure,
         FailureKind,
         MatForgeError,
@@ -52,6 +53,7 @@ _HOMES = {
     "FluxManager": "manager",
     "ChoreState": "model",
     "ChoreType": "model",
+    "CommandResult": "model",
     "Decision": "strategy",
     "Failure": "model",
     "FailureKind": "model",
@@ -85,6 +87,7 @@ __all__ = [
     "ChoreSpec",
     "ChoreState",
     "ChoreType",
+    "CommandResult",
     "Decision",
     "Event",
     "Failure",

@@ -258,7 +258,7 @@ class Pipeline:
         Returns
         -------
         OutputReference
-            To ``{"exit_code": 0, "stdout": path, "stderr": path}``.
+            To a :class:`~matforge.CommandResult`: exit code and the paths of its streams.
         """
         self._check_open()
         words = shlex.split(command) if isinstance(command, str) else list(command)
