@@ -57,6 +57,8 @@ class Pipeline:
         is synced).
     seed : int
         Changes the seeds of all chores (:func:`matforge.seed`).
+    reserve_broker_node, controller_cores
+        Accepted and without effect: the driver needs no place of its own.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Pipeline:
         layout: str | None = None,
         durability: str = "process",
         seed: int = 0,
+        reserve_broker_node: bool | None = None,
+        controller_cores: int | None = None,
     ) -> None:
         self.registry = registry if registry is not None else ChoreRegistry()
         self._settings = run_settings(
