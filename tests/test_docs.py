@@ -40,7 +40,7 @@ def check(chosen: list[Block], folder: Path, *, timeout: float) -> None:
 @pytest.mark.parametrize("page", QUICK, ids=lambda p: p.name)
 def test_the_blocks_of_a_page_run_in_order_and_print_what_they_promise(page: Path, tmp_path: Path) -> None:
     chosen = [block for block in blocks(page) if block.runs and block.mark is None]
-    check(chosen, tmp_path, timeout=120)
+    check(chosen, tmp_path, timeout=300)
 
 
 @pytest.mark.slow
