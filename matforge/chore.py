@@ -14,9 +14,9 @@ import io
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from matforge.model import (
     ONE_CORE,
@@ -30,6 +30,8 @@ from matforge.model import (
     UsageError,
 )
 from matforge.policy import DEFAULT_POLICY, Policy
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAME_LIMIT = 48
 """Characters of a chore's name that are kept in its id, so that paths stay short."""
@@ -93,6 +95,35 @@ class ChoreRegistry:
         self._entries[qualname] = entry
         return entry
 
+    def chore(
+        self,
+        name: str | None = None,
+        resources: Resources | None = None,
+        num_tasks: int = 1,
+        cores_per_task: int = 1,
+        gpus_per_task: int = 0,
+        mpi: bool = False,
+        env: Mapping[str, str] | None = None,
+        inherit_env: bool = True,
+    ) -> Callable[[_Function], _Function]:
+        """Decorate a function so that it is registered; it stays a function, for :meth:`Pipeline.call`.
+
+        Parameters
+        ----------
+        name : str, optional
+            Default: the function's qualified name.
+        resources, num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env
+            What its calls get unless told otherwise; as of :class:`~matforge.Resources`, which can be
+            given whole.
+        """
+        wants = resources or Resources(num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env)
+
+        def decorate(func: _Function) -> _Function:
+            self.register(func, name=name, resources=wants)
+            return func
+
+        return decorate
+
     def get(self, name: str) -> Registration:
         """The entry called ``name``.
 
@@ -105,6 +136,21 @@ class ChoreRegistry:
         if entry is None:
             raise UsageError(f"There is no chore named {name!r}{nearest(name, self._entries)}.")
         return entry
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.get(name).func
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._entries.keys()
+
+    def items(self) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """Names and functions."""
+        return ((name, entry.func) for name, entry in self._entries.items())
+
+    def values(self) -> Iterable[Callable[..., Any]]:
+        """The functions."""
+        return (entry.func for entry in self._entries.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

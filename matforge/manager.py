@@ -169,6 +169,7 @@ class FluxManager:
         """
 
         def close() -> None:
+            log.info("nothing more is started (%s)", reason)
             self._ends_because = reason
             # the dispatcher stops a little earlier, so that everything can be written in time
             at = None if within is None else self._executor.now() + within + GRACE_S

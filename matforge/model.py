@@ -343,6 +343,25 @@ def apply_path(value: Any, path: Iterable[Any]) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The result of a command: what :meth:`Pipeline.exec` refers to.
+
+    Indexing by the name of a field gives the field, so that ``ref["stdout"]`` passes the path on
+    to another chore.
+    """
+
+    exit_code: int
+    stdout: str
+    """Path of what it wrote to its standard output."""
+    stderr: str
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__slots__:
+            raise KeyError(name)
+        return getattr(self, name)
+
+
+@dataclass(frozen=True, slots=True)
 class WithReport:
     """Return this from a chore to give a strategy a small summary beside the result.
 

@@ -58,6 +58,8 @@ class Pipeline:
         is synced).
     seed : int
         Changes the seeds of all chores (:func:`matforge.seed`).
+    reserve_broker_node, controller_cores
+        Accepted and without effect: the driver needs no place of its own.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class Pipeline:
         layout: str | None = None,
         durability: str = "process",
         seed: int = 0,
+        reserve_broker_node: bool | None = None,
+        controller_cores: int | None = None,
     ) -> None:
         self.registry = registry if registry is not None else ChoreRegistry()
         self._settings = run_settings(
@@ -286,7 +290,7 @@ class Pipeline:
         Returns
         -------
         OutputReference
-            To ``{"exit_code": 0, "stdout": path, "stderr": path}``.
+            To a :class:`~matforge.CommandResult`: exit code and the paths of its streams.
         """
         self._check_open()
         words = shlex.split(command) if isinstance(command, str) else list(command)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import matforge
+
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "_version", "model", "policy", "chore", "drawing", "engine", "worker", "executors", "strategy",
@@ -221,3 +223,8 @@ def loaded_by(statement: str) -> set[str]:
 )
 def test_nothing_heavy_is_loaded_before_it_is_needed(statement: str, forbidden: tuple[str, ...]) -> None:
     assert loaded_by(statement) & set(forbidden) == set()
+
+
+def test_every_public_name_is_spelled_out_for_type_checkers_and_has_a_home() -> None:
+    assert set(matforge.__all__) == {"__version__", *matforge._HOMES}
+    assert all(getattr(matforge, name) is not None for name in matforge.__all__)

@@ -322,8 +322,11 @@ pipe.submit().result()
 """
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
 def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, tmp_path: Path) -> None:
+    """Ctrl-C at once; SIGTERM and SIGUSR1 let what runs end, and a second one does not."""
     import psutil
 
     (tmp_path / "script.py").write_text(SLOW_SCRIPT)
@@ -337,6 +340,13 @@ def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, 
         psutil.wait_procs([], timeout=0.05)
     family = process.children(recursive=True)
     driver.send_signal(signum)
+    if signum != signal.SIGINT:
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        log = run_dir / "matforge_workflow.log"
+        while driver.poll() is None and "nothing more is started" not in log.read_text():
+            psutil.wait_procs([], timeout=0.05)
+        assert all(child.is_running() for child in family)
+        driver.send_signal(signum)
     _, errors = driver.communicate(timeout=20)
     assert driver.returncode == code, errors
     assert "Traceback" not in errors

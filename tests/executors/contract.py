@@ -28,7 +28,7 @@ from matforge.executors.protocol import (
     Lost,
     Task,
 )
-from matforge.model import Attempt, FailureKind, Lane, OutputReference, Resources
+from matforge.model import Attempt, CommandResult, FailureKind, Lane, OutputReference, Resources
 
 
 class ProtocolContract:
@@ -400,7 +400,7 @@ class RealWorkContract(ProtocolContract):
         task = shared.command("sh", "-c", "echo out; echo err >&2; pwd >&2")
         report = shared.end(task)
         folder = f"out/{task.attempt.chore_id}"
-        value = {"exit_code": 0, "stdout": f"{folder}/stdout", "stderr": f"{folder}/stderr"}
+        value = CommandResult(0, *(f"{shared.run_dir / folder}/{name}" for name in ("stdout", "stderr")))
         assert shared.result(report) == value
         assert (shared.run_dir / folder / "stdout.e1a1").read_text() == "out\n"
         assert (shared.run_dir / folder / "stderr.e1a1").read_text().splitlines() == [
