@@ -118,8 +118,17 @@ class Slot:
             self._running = False
             if os.getpid() != self._pid:
                 os._exit(0)  # a child that the chore forked has returned into our loop
+        # first, so that the result is not written under the umask and the limits of the chore
+        leaked = self._restore()
         report, inline = finish(job, outcome, meter, self._streams, self._publisher, self._run_dir)
-        return report, inline, self._tidy()
+        return report, inline, self._tidy(leaked)
+
+    def _restore(self) -> str:
+        """Undo what the chore changed; why this process must be replaced, if it must."""
+        try:
+            return self._baseline.restore()
+        except Exception as error:  # an object that the chore has put in some place of the library's
+            return f"what a chore changed cannot be put back ({type(error).__name__}: {error})"
 
     def _prepare(self, job: Job) -> Outcome | None:
         """Directory, streams and environment of a chore; an outcome if that already fails."""
@@ -134,7 +143,7 @@ class Slot:
             os.chdir(folder)
         except OSError as error:
             return Outcome(failure=storage_failure(error, folder, job.chore_id))
-        self._baseline.set_environment(job.environment())
+        self._baseline.begin(job.environment(), job.seed)
         return None
 
     def _perform(self, job: Job) -> Outcome:
@@ -144,10 +153,9 @@ class Slot:
             return launch.run_ranks(job, self._profile, self._run_dir, self._config_path, self._scratch)
         return run_function(job, self._functions, self._run_dir)
 
-    def _tidy(self) -> str:
-        """Undo what the chore changed; why this process must be replaced, if it must."""
+    def _tidy(self, leaked: str) -> str:
+        """Leave the chore's directory; why this process must be replaced, if it must."""
         self._done += 1
-        leaked = self._baseline.restore()
         try:
             os.chdir(self._work)
             with os.scandir(self._work) as entries:

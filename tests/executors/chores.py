@@ -6,11 +6,20 @@ Run as a program with a path it is the command of a chore that leaves a family o
 from __future__ import annotations
 
 import ctypes
+import decimal
+import faulthandler
+import gc
+import locale
+import logging
 import os
+import random
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,10 +157,6 @@ def surroundings() -> dict[str, Any]:
     return {"cwd": os.getcwd(), "env": dict(os.environ)}
 
 
-def _fork_and_return() -> None:
-    os.fork()
-
-
 def _close_output() -> None:
     sys.stdout.close()
     os.close(1)
@@ -161,9 +166,62 @@ def _start_thread() -> None:
     threading.Thread(target=threading.Event().wait, daemon=True, name="leaked").start()
 
 
-def _start_child() -> None:
-    subprocess.Popen(["sleep", "1000"])
+def _log_to_a_file() -> None:
+    logging.basicConfig(level=logging.DEBUG, handlers=[logging.FileHandler("log")])
+    logging.getLogger("a.library").setLevel(logging.DEBUG)
+    logging.getLogger("of.its.own").addHandler(logging.StreamHandler())
+    logging.disable(logging.CRITICAL)
 
+
+def _set_numpy() -> None:
+    import numpy
+
+    numpy.seterr(all="raise")
+    numpy.seterrcall(print)
+    numpy.set_printoptions(precision=2, threshold=3)
+
+
+def _set_warnings() -> None:
+    warnings.simplefilter("error")
+    warnings.showwarning = print  # type: ignore[assignment]
+
+
+def _set_search_path() -> None:
+    sys.path[:] = ["/nonexistent"]
+    sys.meta_path.clear()
+    sys.argv = ["another"]
+
+
+def _count_decimals() -> None:
+    decimal.getcontext().prec = 3
+    decimal.getcontext().traps[decimal.Inexact] = True
+
+
+def _draw() -> None:
+    import numpy
+
+    random.seed(1)
+    numpy.random.seed(1)
+
+
+def _limit(which: int, soft: int) -> None:
+    resource.setrlimit(which, (soft, resource.getrlimit(which)[1]))
+
+
+def _open_files() -> None:
+    _KEPT.extend(os.open("/dev/null", os.O_RDONLY) for _ in range(200))
+
+
+_KEPT: list[int] = []
+
+REPLACING = {
+    "a thread": _start_thread,
+    "a thread that is no daemon": lambda: threading.Thread(target=threading.Event().wait).start(),
+    "a child": lambda: subprocess.Popen(["sleep", "1000"]),
+    "a fork that returns": lambda: os.fork(),
+    "open files": _open_files,
+}
+"""Messes for which the slot has to be replaced."""
 
 MESSES = {
     "working directory": lambda: os.chdir("/"),
@@ -171,52 +229,122 @@ MESSES = {
     "files": lambda: Path("left-behind").write_text("x"),
     "environment": lambda: os.environ.update({"COLOUR": "red"}),
     "environment removed": lambda: os.environ.pop("PATH"),
+    "another environment": lambda: setattr(os, "environ", {"COLOUR": "red"}),
     "umask": lambda: os.umask(0o777),
     "a signal handler": lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+    "blocked signals": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1}),
     "an alarm": lambda: signal.setitimer(signal.ITIMER_REAL, 1000),
-    "a thread": _start_thread,
-    "a child": _start_child,
-    "a fork that returns": _fork_and_return,
+    "a watchdog": lambda: faulthandler.dump_traceback_later(0.05, exit=True),
+    "no fault handler": faulthandler.disable,
     "closed output": _close_output,
+    "closed input": lambda: os.close(0),
     "another output": lambda: setattr(sys, "stdout", None),
+    "logging": _log_to_a_file,
+    "numpy": _set_numpy,
+    "warnings": _set_warnings,
+    "the search path": _set_search_path,
+    "decimals": _count_decimals,
+    "a locale": lambda: locale.setlocale(locale.LC_ALL, "C.UTF-8"),
+    "random state": _draw,
+    "recursion": lambda: sys.setrecursionlimit(200),
+    "tracing": lambda: sys.settrace(lambda *_: None),
+    "no garbage collection": gc.disable,
+    "a time limit of sockets": lambda: socket.setdefaulttimeout(0.001),
+    "a limit of files": lambda: _limit(resource.RLIMIT_NOFILE, 30),
+    "a limit of file sizes": lambda: _limit(resource.RLIMIT_FSIZE, 0),
+    "a limit of memory": lambda: _limit(resource.RLIMIT_AS, 1 << 33),
+    "priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+    "cores": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+    **REPLACING,
 }
 
 
-def make_mess(name: str) -> str:
+def make_mess(name: str) -> tuple[str, int]:
+    pid = os.getpid()
     MESSES[name]()
-    return name
+    return name, pid
 
 
-CLEAN = {
-    "files": [],
-    "colour": None,
-    "path": True,
-    "umask": 0o022,
-    "handler": signal.SIG_DFL,
-    "alarm": 0.0,
-    "threads": 1,
-    "children": [],
-    "output": True,
-}
+def make_mess_and_look(name: str) -> dict[str, Any]:
+    MESSES[name]()
+    return look_around()
 
 
 def look_around() -> dict[str, Any]:
+    """Everything that a mess may have changed, as this chore finds it."""
+    return {**_process(), **_libraries()}
+
+
+def _process() -> dict[str, Any]:
     umask = os.umask(0o022)
     try:
         children = [os.waitpid(-1, os.WNOHANG)]
     except ChildProcessError:
         children = []
+    lowest = os.dup(2)
+    os.close(lowest)
     return {
         "files": os.listdir(),
+        "directory": os.stat(".").st_nlink > 0,
         "colour": os.environ.get("COLOUR"),
         "path": "PATH" in os.environ,
+        "mapping": type(os.environ).__name__,
         "umask": umask,
         "handler": signal.getsignal(signal.SIGUSR1),
+        "blocked": signal.pthread_sigmask(signal.SIG_BLOCK, []),
         "alarm": signal.getitimer(signal.ITIMER_REAL)[0],
+        "fault handler": faulthandler.is_enabled(),
         "threads": threading.active_count(),
         "children": children,
         "output": sys.stdout is not None and sys.stdout.fileno() == 1 and os.fstat(1).st_size == 0,
+        "few files open": 2 < lowest < 100,
+        "limits": [
+            resource.getrlimit(w) for w in (resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE, resource.RLIMIT_AS)
+        ],
+        "priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "cores": len(os.sched_getaffinity(0)),
     }
+
+
+def _libraries() -> dict[str, Any]:
+    import numpy
+
+    root = logging.getLogger()
+    return {
+        "logging": (root.level, root.handlers, root.manager.disable),
+        "loggers": [
+            (logging.getLogger(n).level, logging.getLogger(n).handlers) for n in ("a.library", "of.its.own")
+        ],
+        "numpy": (numpy.geterr(), numpy.geterrcall(), numpy.get_printoptions()),
+        "warnings": (warnings.filters[:1], warnings.showwarning.__name__),
+        "found": (sys.path, len(sys.meta_path) > 2, sys.argv),
+        "decimals": (decimal.getcontext().prec, decimal.getcontext().traps[decimal.Inexact]),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "recursion": sys.getrecursionlimit(),
+        "tracing": sys.gettrace(),
+        "collection": gc.isenabled(),
+        "sockets": socket.getdefaulttimeout(),
+    }
+
+
+def draw() -> tuple[float, float]:
+    """From the global generators, which begin at the chore's seed."""
+    import numpy
+
+    return random.random(), float(numpy.random.random())
+
+
+def import_and_look(name: str, folder: str) -> tuple[str, int, str | None]:
+    """Import a module that sets things; what NumPy and the environment then are."""
+    sys.path.insert(0, folder)
+    __import__(name)
+    return what_modules_set()
+
+
+def what_modules_set() -> tuple[str, int, str | None]:
+    import numpy
+
+    return numpy.geterr()["divide"], logging.getLogger("sets_things").level, os.environ.get("SET_BY_IMPORT")
 
 
 def jax_settings(change: str, folder: str) -> tuple[int, bool, bool]:

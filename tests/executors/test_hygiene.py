@@ -1,0 +1,108 @@
+"""What a chore does to its slot is its own affair: the next one there sees nothing of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import chores
+import pytest
+from harness import Harness
+
+from matforge.executors.local import LocalExecutor
+from matforge.executors.protocol import Finished, Task
+from matforge.model import FailureKind
+
+UNSEEN = {"a watchdog", "random state"}
+"""Messes that no look around can tell; they have tests of their own."""
+
+
+@pytest.fixture(scope="module")
+def one_slot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    harness = Harness(LocalExecutor(1), tmp_path_factory.mktemp("hygiene") / "run")
+    yield harness
+    harness.executor.close(kill=True)
+
+
+@pytest.mark.parametrize("mess", sorted(set(chores.MESSES) - UNSEEN))
+def test_a_look_around_would_tell(one_slot: Harness, mess: str) -> None:
+    clean = one_slot.value(one_slot.task(chores.look_around))
+    failure_or_look = one_slot.end(one_slot.task(chores.make_mess_and_look, mess))
+    if failure_or_look.failure is None:
+        assert one_slot.result(failure_or_look) != clean
+
+
+@pytest.mark.parametrize("mess", list(chores.MESSES))
+def test_only_what_cannot_be_undone_costs_the_slot(one_slot: Harness, mess: str) -> None:
+    _, pid = one_slot.value(one_slot.task(chores.make_mess, mess))
+    after = one_slot.value(one_slot.task(os.getpid))
+    assert (after != pid) is (mess in chores.REPLACING)
+
+
+def test_a_watchdog_does_not_bite_the_next_chore(one_slot: Harness) -> None:
+    _, pid = one_slot.value(one_slot.task(chores.make_mess, "a watchdog"))
+    assert one_slot.value(one_slot.task(chores.hold_the_lock, 0.2)) == "done"
+    assert one_slot.value(one_slot.task(os.getpid)) == pid
+
+
+def test_what_a_module_sets_while_it_is_imported_stays(one_slot: Harness, tmp_path: Path) -> None:
+    (tmp_path / "sets_things.py").write_text(
+        "import logging, os\n"
+        "import numpy\n"
+        "numpy.seterr(divide='raise')\n"
+        "logging.getLogger('sets_things').setLevel(10)\n"
+        "os.environ['SET_BY_IMPORT'] = 'yes'\n"
+    )
+    expected = ("raise", 10, "yes")
+    assert one_slot.value(one_slot.task(chores.import_and_look, "sets_things", str(tmp_path))) == expected
+    assert one_slot.value(one_slot.task(chores.what_modules_set)) == expected
+    # what functions set on top of it is undone, down to what the module has set
+    one_slot.value(one_slot.task(chores.make_mess, "numpy"))
+    one_slot.value(one_slot.task(chores.make_mess, "environment removed"))
+    assert one_slot.value(one_slot.task(chores.what_modules_set)) == expected
+
+
+def test_global_generators_begin_at_the_chores_own_seed(one_slot: Harness, tmp_path: Path) -> None:
+    first = [one_slot.task(chores.draw) for _ in range(3)]
+    again = [replace(task, attempt=replace(task.attempt, number=2)) for task in first]
+
+    def drawn(harness: Harness, tasks: list[Task]) -> list[Any]:
+        return [harness.result(e) for e in harness.run(*tasks) if isinstance(e, Finished)]
+
+    seen = drawn(one_slot, first)
+    assert len(set(seen)) == 3
+    one_slot.value(one_slot.task(chores.make_mess, "random state"))
+    assert drawn(one_slot, again[::-1]) == seen[::-1]
+    # neither does it matter whether NumPy is there before the chore begins
+    fresh = Harness(LocalExecutor(1, max_chores=1), tmp_path / "run")
+    try:
+        mine = [replace(fresh.task(chores.draw), seed=task.seed) for task in first]
+        assert drawn(fresh, mine) == seen
+    finally:
+        fresh.executor.close(kill=True)
+
+
+@pytest.mark.parametrize("how", ["sys.exit", "os._exit", "abort", "segfault"])
+def test_only_the_guilty_one_fails(one_slot: Harness, how: str) -> None:
+    before = [one_slot.task(chores.add, i, i) for i in range(10)]
+    guilty = one_slot.task(chores.detonate, how)
+    after = [one_slot.task(chores.add, i, i) for i in range(10)]
+    ends = one_slot.run(*before, guilty, *after)
+    kind = FailureKind.EXIT_CODE if how.endswith("exit") else FailureKind.SIGNAL
+    assert [e.failure.kind for e in ends if e.failure is not None] == [kind]
+    assert ends[10].failure is not None
+
+
+@pytest.mark.parametrize(
+    ("mess", "full"), [("a limit of files", True), ("a limit of file sizes", True), ("umask", True)]
+)
+def test_a_result_is_written_as_if_the_chore_had_changed_nothing(
+    one_slot: Harness, mess: str, full: bool
+) -> None:
+    report = one_slot.end(one_slot.task(chores.make_mess, mess, full=full))
+    assert one_slot.result(report)[0] == mess
+    assert report.result is not None
+    assert (one_slot.run_dir / report.result.path).stat().st_mode & 0o777 == 0o644
