@@ -253,7 +253,7 @@ MESSES = {
     "a limit of files": lambda: _limit(resource.RLIMIT_NOFILE, 30),
     "a limit of file sizes": lambda: _limit(resource.RLIMIT_FSIZE, 0),
     "a limit of memory": lambda: _limit(resource.RLIMIT_AS, 1 << 33),
-    "priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 5),
+    "priority": lambda: os.nice(1),
     "cores": lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     **REPLACING,
 }
