@@ -45,6 +45,11 @@ class Task:
     """Reproducible seed of the chore, from its key: ``MATFORGE_SEED`` in its environment."""
     expected_s: float | None = None
     """How long it will probably take; only plans."""
+    timeout_s: float | None = None
+    """Seconds after which it is ended, with all it has started, and fails with kind ``TIMEOUT``."""
+    memory: int | None = None
+    """Bytes that it may occupy, with all it has started, beyond what its slot held when it began; with
+    more it is killed, and fails with kind ``OUT_OF_MEMORY``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,12 +159,12 @@ class Agent:
 
     def _follow_slots(self) -> None:
         """Listen to slots that have been started, and no longer to those that have ended."""
-        for slot in self._pool.started:
+        for slot in self._pool.places.started:
             if slot.near.fileno() < 0:  # it has ended already
                 continue
             self._watched[slot.near.fileno()] = slot
             self._selector.register(slot.near, selectors.EVENT_READ, slot)
-        self._pool.started.clear()
+        self._pool.places.started.clear()
 
     def _forget(self, slot: SlotProcess) -> None:
         descriptor = slot.near.fileno()

@@ -18,6 +18,7 @@ from typing import Any
 
 from matforge.worker import hygiene, launch, load, processes
 from matforge.worker.capture import Streams
+from matforge.worker.endings import Stage, StageMark
 from matforge.worker.publish import Publisher
 from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function, storage_failure
 from matforge.worker.wire import HELLO, PACKET_BUFFER, AgentConfig, Profile, ReportField, pack, unpack
@@ -33,7 +34,6 @@ class Slot:
         config = AgentConfig.load(config_path)
         self._config_path = config_path
         self._channel = channel
-        self._number = number
         self._buffer = memoryview(bytearray(PACKET_BUFFER))
         welcome, _ = self._receive() or ({}, b"")
         self._profile = Profile(**welcome["profile"])
@@ -55,6 +55,8 @@ class Slot:
         os.environ["MATFORGE_RUN_DIR"] = config.run_dir
         self._set_signals()
         os.chdir(self._work)
+        self._stage = StageMark(self._scratch)
+        self._meter = Meter(number)
         self._streams = Streams()
         self._baseline = hygiene.Baseline()
 
@@ -98,7 +100,9 @@ class Slot:
         self._channel.send(pack([HELLO, os.getpid()]))
         while (packet := self._receive()) is not None:
             report, blob, retire = self._run(*packet)
+            self._stage.set(Stage.REPORTING)
             self._send([*report, retire], blob)
+            self._stage.set(Stage.IDLE)
             if retire:
                 # no finalisation: threads that a chore left could keep the process for ever
                 os._exit(0)
@@ -107,7 +111,7 @@ class Slot:
         job = Job.from_wire(task, blob)
         if self._launches:
             job.directory = job.directory or f"out/{job.chore_id}"
-        meter = Meter(self._number)
+        self._meter.begin()
         outcome = self._prepare(job)
         if outcome is None:
             self._running = True
@@ -120,7 +124,8 @@ class Slot:
                 os._exit(0)  # a child that the chore forked has returned into our loop
         # first, so that the result is not written under the umask and the limits of the chore
         leaked = self._restore()
-        report, inline = finish(job, outcome, meter, self._streams, self._publisher, self._run_dir)
+        self._stage.set(Stage.WRITING)
+        report, inline = finish(job, outcome, self._meter, self._streams, self._publisher, self._run_dir)
         return report, inline, self._tidy(leaked)
 
     def _restore(self) -> str:
@@ -147,11 +152,12 @@ class Slot:
         return None
 
     def _perform(self, job: Job) -> Outcome:
+        self._stage.set(Stage.RUNNING)
         if job.function is None:
             return launch.run_command(job, self._profile, self._run_dir)
         if self._launches:
             return launch.run_ranks(job, self._profile, self._run_dir, self._config_path, self._scratch)
-        return run_function(job, self._functions, self._run_dir)
+        return run_function(job, self._functions, self._run_dir, stage=self._stage.set)
 
     def _tidy(self, leaked: str) -> str:
         """Leave the chore's directory; why this process must be replaced, if it must."""
@@ -170,7 +176,11 @@ class Slot:
             return leaked
         if self._done >= self._max_chores:
             return f"it has run {self._done} chores"
-        if self._max_rss and self._done % _RSS_EVERY == 0 and processes.resident_bytes() > self._max_rss:
+        if (
+            self._max_rss
+            and self._done % _RSS_EVERY == 0
+            and processes.memory_of([self._pid]) > self._max_rss
+        ):
             return f"it has grown beyond {self._max_rss >> 20} MiB"
         return ""
 
