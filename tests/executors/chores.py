@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import decimal
+import errno
 import faulthandler
 import gc
 import locale
@@ -21,8 +22,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from matforge.worker import processes
+from matforge.worker.publish import Publisher
+from matforge.worker.slot import Slot
 
 
 def brief() -> int:
@@ -96,18 +102,49 @@ def return_generator() -> Iterator[int]:
 
 # -- crashes
 
+
+def _take_memory() -> None:
+    """Much more than the limit, touched, and held."""
+    _KEPT_BYTES.append(b"x" * (300 << 20))
+    while True:
+        signal.pause()
+
+
+_KEPT_BYTES: list[bytes] = []
+
 DETONATIONS = {
-    "raise": lambda: (_ for _ in ()).throw(ValueError("boom")),
+    "raise": lambda: (_ for _ in ()).throw(OSError(errno.EIO, "boom")),
     "sys.exit": lambda: sys.exit(3),
     "os._exit": lambda: os._exit(4),
     "abort": os.abort,
     "segfault": lambda: ctypes.string_at(0),
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
 }
+ENDLESS = {
+    "out of memory": _take_memory,
+    "hang": signal.pause,
+    "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+}
+"""Ways to go off that only somebody else can end."""
 
 
 def detonate(how: str) -> None:
-    DETONATIONS[how]()
+    {**DETONATIONS, **ENDLESS}[how]()
+
+
+def detonate_when(stage: str, how: str) -> int:
+    """Put a mine into the slot's own code: it goes off when this chore's result is written, or reported."""
+    owner, name = {"publish": (Publisher, "result"), "report": (Slot, "_send")}[stage]
+
+    intact = getattr(owner, name)
+
+    def mined(*arguments: Any) -> Any:
+        setattr(owner, name, intact)
+        detonate(how)
+        return intact(*arguments)
+
+    setattr(owner, name, mined)
+    return 1
 
 
 class Bomb:
@@ -410,6 +447,85 @@ def family(note: str) -> None:
     beside.write_text(f"{os.getpid()} {child.pid} {os.read(reader, 20).decode()}")
     beside.rename(note)
     signal.pause()
+
+
+def family_and_return(note: str) -> int:
+    """A child and a ``setsid`` grandchild are left running."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "1000"])
+        os._exit(0)
+    child = subprocess.Popen(["sleep", "1000"])
+    while len(pids := [p for p in processes.descendants_of(os.getpid()) if p != child.pid]) != 1:
+        with suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+    Path(note).write_text(f"{child.pid} {pids[0]}")
+    return child.pid
+
+
+def ignore_terminations() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    while True:
+        signal.pause()
+
+
+def hold(count: int, *, forks: int = 0, pause: bool = False) -> int:
+    """Occupy ``count`` bytes while children share them, and give them back."""
+    held = b"x" * count
+    pids = []
+    for _ in range(forks):
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+        pids.append(pid)
+    # long enough to be weighed a few times
+    ctypes.CDLL(None).usleep(400_000)
+    while pause:
+        signal.pause()
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    return len(held)
+
+
+def hold_in_children(count: int) -> None:
+    """Every one of three children occupies ``count`` bytes."""
+    for _ in range(3):
+        if os.fork() == 0:
+            held = b"x" * count
+            while held:
+                signal.pause()
+    while True:
+        signal.pause()
+
+
+def keep(count: int) -> int:
+    """Leave ``count`` bytes in the slot."""
+    _KEPT_BYTES.append(b"x" * count)
+    return os.getpid()
+
+
+def publish_late(note: str, gate: str, folder: str) -> str:
+    """The first attempt leaves a process behind that has hidden, and will overwrite what it can."""
+    tag = "e1a1"
+    if Path(note).exists():
+        return "second"
+    script = (
+        "import os, pathlib, sys\n"
+        "note, gate, folder, tag = sys.argv[1:]\n"
+        "pathlib.Path(note).write_text(str(os.getpid()))\n"
+        "open(gate, 'rb').read(1)\n"
+        "for name in ('result.pickle', 'stdout', 'stderr'):\n"
+        "    pathlib.Path(folder, f'{name}.{tag}').write_text('stale')\n"
+    )
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execve(sys.executable, [sys.executable, "-c", script, note, gate, folder, tag], {})
+        os._exit(0)
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":
