@@ -56,13 +56,16 @@ class Pool:
     Reports gather in ``reports`` and ``blobs``; the agent sends and empties both.
     """
 
-    def __init__(self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None]) -> None:
+    def __init__(
+        self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None], spare: int
+    ) -> None:
         self.reports: list[list[Any]] = []
         self.blobs: list[bytes] = []
         self.failed: Failure | None = None
         self.places = Places(config, config_path, self._start_refused)
         self.slots = self.places.slots
         self._on_end = on_end
+        self._spare = spare
         self.closing = False
         self.restless = False
         """Whether :meth:`tick` must be called before the next heartbeat."""
@@ -329,7 +332,7 @@ class Pool:
         if any_ended:
             # slots adopt the orphans of their chores; what the agent has inherited is nobody's now
             for orphan in processes.children_of(os.getpid()):
-                if orphan not in self.slots:
+                if orphan not in self.slots and orphan != self._spare:
                     processes.send(orphan, signal.SIGKILL)
 
     def _slot_ended(self, slot: SlotProcess, code: int, spent: Any, now: float) -> None:
