@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import signal
 from collections.abc import Mapping
@@ -98,6 +99,18 @@ def end_of(
     message = f"{chore}: {said}{_WHILE.get(stage, '')}."
     exit_code = code if kind is FailureKind.EXIT_CODE else None
     return lost, Failure(kind, message, stderr=stderr, exit_code=exit_code, signal=number)
+
+
+def storage_failure(error: OSError, path: Path, chore: str) -> Failure:
+    """One sentence for a write of ours that failed."""
+    reason = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the quota is used up; free some space",
+        errno.EROFS: "the file system is read-only",
+        errno.EACCES: "it may not be written to",
+        errno.ENOENT: "it does not exist (any more)",
+    }.get(error.errno or 0, (error.strerror or str(error)).lower())
+    return Failure(FailureKind.STORAGE, f"{chore}: {error.filename or path} cannot be written: {reason}.")
 
 
 def cancelled(chore: str, *, ran: bool) -> Failure:

@@ -23,7 +23,14 @@ from typing import Any
 from matforge.model import Failure, FailureKind
 from matforge.worker import limits, processes
 from matforge.worker.capture import STDERR_TAIL
-from matforge.worker.endings import STOPPED_BY_OTHERS, StageMark, cancelled, end_of, start_failure
+from matforge.worker.endings import (
+    STOPPED_BY_OTHERS,
+    StageMark,
+    cancelled,
+    end_of,
+    start_failure,
+    storage_failure,
+)
 from matforge.worker.places import RETIRE_S, Places
 from matforge.worker.slotproc import AgentTask, SlotProcess
 from matforge.worker.wire import (
@@ -172,9 +179,8 @@ class Pool:
             return slot.give(task)
         except OSError as error:  # a long task goes through a file, and that disk may be full
             chore = task.wire[TaskField.CHORE_ID]
-            said = f"{chore}: {error.filename} cannot be written: {(error.strerror or str(error)).lower()}."
             task.cancelled = True
-            self._end_task(task, Failure(FailureKind.STORAGE, said))
+            self._end_task(task, storage_failure(error, slot.scratch, chore))
             if not slot.assigned:
                 self.places.release(slot)
             return True

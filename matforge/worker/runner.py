@@ -20,7 +20,7 @@ from typing import Any
 from matforge.model import Failure, FailureKind, MatForgeError, WithReport
 from matforge.worker import load
 from matforge.worker.capture import Streams
-from matforge.worker.endings import Stage
+from matforge.worker.endings import Stage, storage_failure
 from matforge.worker.publish import Publisher
 from matforge.worker.wire import FINISHED, INLINE_LIMIT, TaskField
 
@@ -282,18 +282,6 @@ def _is_ours(trace: TracebackType) -> bool:
     return os.path.dirname(trace.tb_frame.f_code.co_filename) == _OURS
 
 
-def storage_failure(error: OSError, path: Path, chore_id: str) -> Failure:
-    """One sentence for a write of ours that failed."""
-    reason = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the quota is used up; free some space",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "it may not be written to",
-        errno.ENOENT: "it does not exist (any more)",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return Failure(FailureKind.STORAGE, f"{chore_id}: {error.filename or path} cannot be written: {reason}.")
-
-
 def finish(
     job: Job, outcome: Outcome, meter: Meter, streams: Streams, publisher: Publisher, run_dir: Path
 ) -> tuple[list[Any], bytes]:
@@ -311,7 +299,8 @@ def finish(
             where = publisher.result(job.chore_id, job.tag, job.directory, outcome.data)
             inline = outcome.data if len(outcome.data) <= INLINE_LIMIT else b""
     except OSError as error:
-        failure = failure or storage_failure(error, folder, job.chore_id)
+        place = streams.folder if error is trouble else folder
+        failure = failure or storage_failure(error, place, job.chore_id)
         where, inline = None, b""
     except Exception as error:  # no memory, or something of ours that the chore has replaced
         failure = failure or classify(error, job.chore_id)

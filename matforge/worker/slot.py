@@ -18,9 +18,9 @@ from typing import Any
 
 from matforge.worker import hygiene, launch, load, processes
 from matforge.worker.capture import Streams
-from matforge.worker.endings import Stage, StageMark
+from matforge.worker.endings import Stage, StageMark, storage_failure
 from matforge.worker.publish import Publisher
-from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function, storage_failure
+from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function
 from matforge.worker.wire import HELLO, PACKET_BUFFER, AgentConfig, Profile, ReportField, pack, unpack
 
 _RSS_EVERY = 16
@@ -57,7 +57,7 @@ class Slot:
         os.chdir(self._work)
         self._stage = StageMark(self._scratch)
         self._meter = Meter(number)
-        self._streams = Streams()
+        self._streams = Streams(self._scratch)
         self._baseline = hygiene.Baseline()
 
     def _set_signals(self) -> None:

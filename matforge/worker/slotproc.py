@@ -118,7 +118,11 @@ class SlotProcess:
         packet = pack(task.wire, task.blob)
         if len(packet) > PACKET_LIMIT:
             path = self.scratch / f"task-{task.handle}"
-            path.write_bytes(packet)
+            try:
+                path.write_bytes(packet)
+            except OSError:
+                path.unlink(missing_ok=True)  # the half of it would fill the disk for all who follow
+                raise
             packet = pack({"spill": str(path)})
         try:
             self.near.send(packet)

@@ -15,6 +15,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -504,6 +505,12 @@ def keep(count: int) -> int:
     """Leave ``count`` bytes in the slot."""
     _KEPT_BYTES.append(b"x" * count)
     return os.getpid()
+
+
+def vanish(folder: str) -> int:
+    """Remove a folder of the run while the chore runs."""
+    shutil.rmtree(folder)
+    return 1
 
 
 def publish_late(note: str, gate: str, folder: str) -> str:

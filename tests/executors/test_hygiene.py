@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import chores
 import pytest
-from harness import Harness
+from harness import Harness, wait_for_end
 
 from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import Finished, Task
@@ -95,6 +98,37 @@ def test_only_the_guilty_one_fails(one_slot: Harness, how: str) -> None:
     kind = FailureKind.EXIT_CODE if how.endswith("exit") else FailureKind.SIGNAL
     assert [e.failure.kind for e in ends if e.failure is not None] == [kind]
     assert ends[10].failure is not None
+
+
+def test_what_a_chore_has_started_ends_with_it(one_slot: Harness, tmp_path: Path) -> None:
+    note = tmp_path / "family"
+    one_slot.value(one_slot.task(chores.family_and_return, str(note)))
+    pids = [int(pid) for pid in note.read_text().split()]
+    assert len(pids) == 2
+    assert all(wait_for_end(pid) for pid in pids)
+
+
+def test_the_directory_of_slots_may_be_full(
+    tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    harness = Harness(LocalExecutor(1), tmp_path / "run")
+    try:
+        # arguments as long as these go through a file there
+        failures = [harness.failure(harness.task(chores.say, "x" * (4 << 20)))]
+        assert harness.value(harness.task(chores.say, "short")) == "short"
+        with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        failures.append(harness.failure(harness.task(functools.partial(print, "short", end=""))))
+        (small_disk / "filler").unlink()
+        for failure in failures:
+            assert failure.kind is FailureKind.STORAGE
+            assert str(small_disk) in failure.message
+            assert "the disk is full" in failure.message
+        assert harness.value(harness.task(chores.say, "short")) == "short"
+    finally:
+        harness.executor.close(kill=True)
 
 
 @pytest.mark.parametrize(
