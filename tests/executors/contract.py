@@ -400,14 +400,11 @@ class RealWorkContract(ProtocolContract):
     def test_a_command_gives_its_exit_code_and_streams(self, shared: Harness) -> None:
         task = shared.command("sh", "-c", "echo out; echo err >&2; pwd >&2")
         report = shared.end(task)
-        folder = f"out/{task.attempt.chore_id}"
+        folder = (shared.run_dir / "out" / task.attempt.chore_id).resolve()
         value = {"exit_code": 0, "stdout": f"{folder}/stdout", "stderr": f"{folder}/stderr"}
         assert shared.result(report) == value
-        assert (shared.run_dir / folder / "stdout.e1a1").read_text() == "out\n"
-        assert (shared.run_dir / folder / "stderr.e1a1").read_text().splitlines() == [
-            "err",
-            str((shared.run_dir / folder).resolve()),
-        ]
+        assert (folder / "stdout.e1a1").read_text() == "out\n"
+        assert (folder / "stderr.e1a1").read_text().splitlines() == ["err", str(folder)]
 
     def test_references_in_a_command_become_text(self, shared: Harness) -> None:
         where = shared.end(shared.task(chores.table)).result
