@@ -60,11 +60,12 @@ class Baseline:
         os.umask(self._umask)
         # _signal, because signal.getsignal spends most of its time on making enumeration members
         self._handlers = {number: _signal.getsignal(number) for number in _WATCHED_SIGNALS}
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        self._mask = _signal.pthread_sigmask(signal.SIG_BLOCK, ())
         self._limits = {which: resource.getrlimit(which) for which in _WATCHED_LIMITS}
         self._priority = os.getpriority(os.PRIO_PROCESS, 0)
         self._affinity = _affinity()
-        self._files = _lowest_free_descriptor()
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._files = self._lowest_free_descriptor()
         self._threads = set(threading.enumerate())
         self._seed = 0
         self._numpy_seeded = False
@@ -91,12 +92,12 @@ class Baseline:
             seed_it((self._seed ^ self._seed >> 32) & 0xFFFFFFFF)
 
     def _before_import(self) -> None:
-        self._had_files = _lowest_free_descriptor()
+        self._had_files = self._lowest_free_descriptor()
         self._settings.before_import()
 
     def _after_import(self) -> None:
         self._settings.after_import()
-        self._files += max(0, _lowest_free_descriptor() - self._had_files)
+        self._files += max(0, self._lowest_free_descriptor() - self._had_files)
         self._jax.hook(lambda: self._imports.inside)
         if not self._numpy_seeded:
             self._seed_numpy()
@@ -115,7 +116,7 @@ class Baseline:
         for number, handler in self._handlers.items():
             if _signal.getsignal(number) is not handler:
                 signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        _signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         if not faulthandler.is_enabled():
             faulthandler.enable()
         os.environ = self._mapping  # noqa: B003 - a chore may have put something else there
@@ -143,8 +144,21 @@ class Baseline:
             return f"a chore changed a limit of its process that cannot be put back ({error})"
         return ""
 
+    def _lowest_free_descriptor(self) -> int:
+        """Two short system calls, where to count the open ones takes a look through a directory."""
+        try:
+            try:
+                lowest = os.dup(self._null)
+            except OSError:  # the chore has closed it, or left no descriptor free
+                self._null = lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return sys.maxsize
+        if lowest not in (0, self._null):  # 0: it has closed its standard input, and this is a new one
+            os.close(lowest)
+        return lowest
+
     def _leaked_files(self) -> str:
-        left = _lowest_free_descriptor() - self._files
+        left = self._lowest_free_descriptor() - self._files
         return f"a chore left {left} files open" if left > FILES_ALLOWED else ""
 
     def _leaked_threads(self) -> str:
@@ -169,17 +183,6 @@ class Baseline:
 
 def _affinity() -> set[int]:
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-
-
-def _lowest_free_descriptor() -> int:
-    """Two system calls, where to count the open ones takes a look through a directory."""
-    try:
-        lowest = os.open(os.devnull, os.O_RDONLY)
-    except OSError:  # none is left
-        return sys.maxsize
-    if lowest > 0:  # else the chore has closed its standard input, and this is a new one
-        os.close(lowest)
-    return lowest
 
 
 def _resource_tracker() -> list[int]:

@@ -490,6 +490,12 @@ def hold(count: int, *, forks: int = 0, pause: bool = False) -> int:
     return len(held)
 
 
+def take_everything() -> None:
+    """More than there is."""
+    while True:
+        _KEPT_BYTES.append(b"x" * (16 << 20))
+
+
 def hold_in_children(count: int) -> None:
     """Every one of three children occupies ``count`` bytes."""
     for _ in range(3):

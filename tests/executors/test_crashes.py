@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -187,3 +188,59 @@ def test_the_peak_is_that_of_the_chore_and_not_of_the_slot(harness: Harness) -> 
     small = harness.end(harness.task(chores.add, 1, 1)).usage
     assert large.slot == small.slot
     assert large.max_rss > small.max_rss + 80 * MIB
+
+
+def test_ranks_have_limits_together(tmp_path: Path) -> None:
+    two = Harness(LocalExecutor(2), tmp_path / "run")
+    try:
+        ranks = Resources(num_tasks=2)
+        hanging = two.task(chores.endless, resources=ranks, lane=Lane.JOB, timeout_s=1.0)
+        assert two.failure(hanging).kind is K.TIMEOUT
+        large = two.task(chores.hold, 100 * MIB, resources=ranks, lane=Lane.JOB, memory=150 * MIB)
+        assert two.failure(large).kind is K.OUT_OF_MEMORY
+        assert two.value(two.task(chores.add, 1, 1)) == 2
+    finally:
+        two.executor.close(kill=True)
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A cgroup of 400 MiB; processes join it by writing their number to a file."""
+    root = Path("/sys/fs/cgroup")
+    one = (root / "memory").is_dir()
+    group = (root / "memory" if one else root) / f"matforge-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"a cgroup cannot be made here: {error}")
+    try:
+        (group / ("memory.limit_in_bytes" if one else "memory.max")).write_text(str(400 * MIB))
+        yield group / "cgroup.procs"
+    except OSError as error:
+        pytest.skip(f"memory cannot be limited here: {error}")
+    finally:
+        group.rmdir()
+
+
+_DRIVER = """
+import os, sys
+from pathlib import Path
+Path({group!r}).write_text(str(os.getpid()))
+sys.path[:0] = {path!r}
+import chores
+from harness import Harness
+from matforge.executors.local import LocalExecutor
+harness = Harness(LocalExecutor(1), Path({run!r}))
+failure = harness.failure(harness.task(chores.take_everything))
+print(failure.kind, failure.signal, failure.peak_memory > 100 << 20, sep=",")
+print(harness.value(harness.task(chores.add, 1, 1)))
+harness.executor.close()
+"""
+
+
+def test_the_kernels_own_kill_for_want_of_memory_is_recognised(tmp_path: Path, memory_group: Path) -> None:
+    script = _DRIVER.format(
+        group=str(memory_group), path=[p for p in sys.path if p], run=str(tmp_path / "run")
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["out of memory,9,True", "2"], done.stderr

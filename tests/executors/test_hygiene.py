@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import chores
@@ -44,6 +45,19 @@ def test_only_what_cannot_be_undone_costs_the_slot(one_slot: Harness, mess: str)
     after = one_slot.value(one_slot.task(os.getpid))
     replaced = mess in chores.REPLACING or (mess == "priority" and os.geteuid() != 0)
     assert (after != pid) is replaced
+
+
+def test_no_mixture_of_messes_adds_up(one_slot: Harness) -> None:
+    random = Random(11)
+    clean = one_slot.value(one_slot.task(chores.look_around))
+    messes = random.choices(list(chores.MESSES), k=60)
+    tasks = [
+        t for m in messes for t in (one_slot.task(chores.make_mess, m), one_slot.task(chores.look_around))
+    ]
+    looks = one_slot.run(*tasks)[1::2]
+    for mess, look in zip(messes, looks, strict=True):
+        assert isinstance(look, Finished)
+        assert (mess, one_slot.result(look)) == (mess, clean)
 
 
 def test_a_watchdog_does_not_bite_the_next_chore(one_slot: Harness) -> None:
