@@ -18,7 +18,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import faulthandler
 import os
-import random
 import resource
 import signal
 import sys
@@ -27,6 +26,7 @@ import threading
 from types import FrameType
 
 from matforge.worker import processes
+from matforge.worker.seeds import Generators
 from matforge.worker.settings import TABLE, ImportWatch, JaxWatch, Settings
 
 _WATCHED_SIGNALS = [
@@ -67,8 +67,7 @@ class Baseline:
         self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._files = self._lowest_free_descriptor()
         self._threads = set(threading.enumerate())
-        self._seed = 0
-        self._numpy_seeded = False
+        self._generators = Generators()
         _note_who_starts_threads()
         self._jax = JaxWatch()
         self._imports = ImportWatch(self._before_import, self._after_import)
@@ -80,16 +79,7 @@ class Baseline:
         for name, value in variables.items():
             os.environ[name] = value
         self._settings.keep("os")
-        self._seed = seed
-        random.seed(seed)
-        self._seed_numpy()
-
-    def _seed_numpy(self) -> None:
-        seed_it = getattr(sys.modules.get("numpy.random"), "seed", None)
-        self._numpy_seeded = seed_it is not None
-        if seed_it is not None:
-            # a whole number is five times as fast as a list of two, but must have 32 bits
-            seed_it((self._seed ^ self._seed >> 32) & 0xFFFFFFFF)
+        self._generators.begin(seed)
 
     def _before_import(self) -> None:
         self._had_files = self._lowest_free_descriptor()
@@ -99,8 +89,7 @@ class Baseline:
         self._settings.after_import()
         self._files += max(0, self._lowest_free_descriptor() - self._had_files)
         self._jax.hook(lambda: self._imports.inside)
-        if not self._numpy_seeded:
-            self._seed_numpy()
+        self._generators.after_import()
 
     def restore(self) -> str:
         """Undo what a chore changed.

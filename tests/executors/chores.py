@@ -372,6 +372,11 @@ def draw() -> tuple[float, float]:
     return random.random(), float(numpy.random.random())
 
 
+def draw_to_file() -> None:
+    """Every rank writes what it draws."""
+    Path(f"drawn-{os.environ['MATFORGE_RANK']}").write_text(repr(draw()))
+
+
 def import_and_look(name: str, folder: str) -> tuple[str, int, str | None]:
     """Import a module that sets things; what NumPy and the environment then are."""
     sys.path.insert(0, folder)

@@ -18,7 +18,7 @@ from harness import Harness, wait_for_end
 
 from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import Finished, Task
-from matforge.model import FailureKind
+from matforge.model import FailureKind, Lane, Resources
 
 UNSEEN = {"a watchdog", "random state"}
 """Messes that no look around can tell; they have tests of their own."""
@@ -101,6 +101,22 @@ def test_global_generators_begin_at_the_chores_own_seed(one_slot: Harness, tmp_p
         assert drawn(fresh, mine) == seen
     finally:
         fresh.executor.close(kill=True)
+
+
+def test_ranks_draw_different_numbers_and_the_same_every_time(tmp_path: Path) -> None:
+    two = Harness(LocalExecutor(2), tmp_path / "run")
+    ranks = Resources(num_tasks=2)
+    drawn = []
+    try:
+        for _ in range(2):
+            task = two.task(chores.draw_to_file, resources=ranks, lane=Lane.JOB)
+            assert two.end(replace(task, seed=7)).failure is None
+            folder = two.run_dir / "out" / task.attempt.chore_id
+            drawn.append([(folder / f"drawn-{rank}").read_text() for rank in range(2)])
+    finally:
+        two.executor.close(kill=True)
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 2
 
 
 @pytest.mark.parametrize("how", ["sys.exit", "os._exit", "abort", "segfault"])
