@@ -391,7 +391,8 @@ def test_what_survives_even_the_warden_ends_when_the_next_driver_starts(
         assert len(wardens) == 1
         kill_at_once([driver.pid, agent, *wardens])
         driver.wait()
-        child, grandchild = pids[-2:]
+        *its_own, child, grandchild = pids
+        assert all(wait_for_end(pid) for pid in its_own)
         assert os.path.exists(f"/proc/{child}")
         assert os.path.exists(f"/proc/{grandchild}")
         next_one = make()
