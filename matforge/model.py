@@ -100,6 +100,16 @@ class Failure:
     signal: int | None = None
     root: str | None = None
     """For ``DEPENDENCY_FAILED``: id of the chore whose failure started it."""
+    host: str = ""
+    slot: int | None = None
+    attempt: int | None = None
+    """Which attempt it was, counted from 1."""
+    started_at: float | None = None
+    """When the attempt began (Unix time)."""
+    wall_s: float | None = None
+    """Seconds it ran."""
+    peak_memory: int | None = None
+    """Most memory it occupied (bytes), as far as it was seen."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the fields that say nothing."""

@@ -57,6 +57,15 @@ class Outcome:
     silent: bool = False
 
 
+def _within_limits(task: Task, outcome: Outcome) -> Outcome:
+    """The outcome, unless the task's timeout comes first."""
+    limit = task.timeout_s
+    if limit is None or outcome.duration_s <= limit:
+        return outcome
+    said = f"{task.attempt.chore_id}: it took longer than its timeout of {limit:g} s."
+    return Outcome(limit, failure=Failure(FailureKind.TIMEOUT, said))
+
+
 class SimulatedExecutor:
     """``workers`` slots of one core that behave as told.
 
@@ -198,7 +207,7 @@ class SimulatedExecutor:
     def _fill(self) -> None:
         while self._queue and (not self._running or self._room() >= self._queue[0].resources.cores):
             task = self._queue.popleft()
-            outcome = self._behaviour(task)
+            outcome = _within_limits(task, self._behaviour(task))
             slot = self._free.pop(0) if self._free else -1
             self._running[task.attempt] = (task, outcome, self._clock, slot)
             self._busy_cores += task.resources.cores

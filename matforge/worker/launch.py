@@ -23,8 +23,8 @@ from typing import Any
 
 from matforge.model import CommandResult, Failure, FailureKind
 from matforge.worker import load, processes
+from matforge.worker.endings import signal_name
 from matforge.worker.runner import ChoreError, Job, Outcome, classify
-from matforge.worker.slotproc import signal_name
 from matforge.worker.wire import Profile, TaskField, pack, python_arguments
 
 _SIGKILL = int(signal.SIGKILL)
