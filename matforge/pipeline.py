@@ -25,12 +25,13 @@ from matforge.callbacks import CallbackStrategy, Watch
 from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, nearest, pack, slug
 from matforge.delayed import Delayed
 from matforge.drawing import Graph
+from matforge.engine.store import find_run
 from matforge.future import RunFuture, as_completed
 from matforge.model import MatForgeError, OutputReference, Resources, UsageError
-from matforge.opening import Defaults, begin
+from matforge.opening import Defaults, Script, begin, reopen
 from matforge.policy import OnFailure, memory_bytes, policy_of
 from matforge.session import Results, Session
-from matforge.settings import run_settings
+from matforge.settings import Settings, run_settings
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy, made
 
 StrategyLike = FutureProcessingStrategy | type[FutureProcessingStrategy]
@@ -58,6 +59,10 @@ class Pipeline:
         is synced).
     seed : int
         Changes the seeds of all chores (:func:`matforge.seed`).
+    resume : path, optional
+        A run that an earlier execution of the script began: :meth:`submit` goes on with it. Its chores
+        are found by their content (function, arguments, and how often they were recorded before), and
+        what completed is not run again. Default: ``MATFORGE_RESUME``, for the first submit of a process.
     reserve_broker_node, controller_cores
         Accepted and without effect: the driver needs no place of its own.
     """
@@ -74,6 +79,7 @@ class Pipeline:
         layout: str | None = None,
         durability: str = "process",
         seed: int = 0,
+        resume: str | os.PathLike[str] | None = None,
         reserve_broker_node: bool | None = None,
         controller_cores: int | None = None,
     ) -> None:
@@ -85,6 +91,7 @@ class Pipeline:
         self._calls: list[Call] = []
         self._ids: dict[str, Call] = {}
         self._keys: dict[str, OutputReference] = {}
+        self._resume = resume
         self._watches: list[Watch] = []
         self._future: RunFuture | None = None
 
@@ -408,8 +415,23 @@ class Pipeline:
             policy_of(retries, timeout, expected, on_failure),
             None if memory is None else memory_bytes(memory),
         )
-        self._future = RunFuture(begin(settings, self.registry, self._calls, strategy, defaults=defaults))
+        self._future = RunFuture(self._begin(settings, strategy, defaults))
         return self._future
+
+    def _begin(self, settings: Settings, strategy: FutureProcessingStrategy, defaults: Defaults) -> Session:
+        """A new run, or the one that this script is to go on with; the environment names it once."""
+        resume = self._resume or os.environ.pop("MATFORGE_RESUME", None)
+        if not resume:
+            return begin(settings, self.registry, self._calls, strategy, defaults=defaults)
+        script = Script(self.registry, list(self._ids.items()), strategy, defaults)
+        named = settings.executor if settings.executor != "auto" else None
+        return reopen(
+            find_run(Path(resume)),
+            executor=named,
+            workers=settings.workers,
+            quiet=settings.quiet,
+            script=script,
+        )
 
     def _strategy(self, given: StrategyLike | None, adaptive: bool) -> FutureProcessingStrategy:
         if self._watches:
@@ -452,15 +474,17 @@ class Pipeline:
     def cancel(self, reference: OutputReference | str) -> None:
         """Stop a chore, even one that runs, and all that depends on it; returns at once."""
         name = reference.chore_id if isinstance(reference, OutputReference) else reference
-        if name not in self.session.engine.records:
+        real = self.session.real(name)
+        if real not in self.session.engine.records:
             raise UsageError(f"There is no chore {name!r}{nearest(name, self._ids)}.")
-        self.session.manager.cancel(name)
+        self.session.manager.cancel(real)
 
     def read_result(self, name: str, timeout: float | None = None) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
         session = self.session
-        session.wait_for(name, timeout)
-        return session.read_result(name)
+        real = session.real(name)
+        session.wait_for(real, timeout)
+        return session.read_result(real)
 
     def _live(self) -> RunFuture:
         if self._future is None:

@@ -82,6 +82,14 @@ def run_script(
     strategy: StrategyOption = None,
     directory: DirectoryOption = None,
     layout: LayoutOption = None,
+    resumed: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that this script began; its chores are found by their content.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print at the end, as one line of JSON, how each run stands.")
     ] = False,
@@ -98,7 +106,10 @@ def run_script(
     `matforge run --workers 4 --dir runs my_campaign.py -- --my-option 3`
 
     `matforge run --strategy my_strategy.py:Mine my_campaign.py`
+
+    `matforge run --resume matforge_workflow-20260101_120000 my_campaign.py`
     """
+    from matforge.engine.store import find_run
     from matforge.executors import choose
 
     choose.check(executor or "auto", workers)
@@ -113,6 +124,7 @@ def run_script(
         "MATFORGE_DIR": directory,
         "MATFORGE_LAYOUT": layout,
         "MATFORGE_QUIET": "1" if quiet else None,
+        "MATFORGE_RESUME": find_run(resumed) if resumed is not None else None,
     }
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
     if verbose:

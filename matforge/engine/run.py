@@ -529,7 +529,7 @@ class Run:
             self.origins.add(record["o"])
         elif kind == "take":
             self._replay_take(record)
-        elif kind not in ("cancel", "run", "submitted", "state"):
+        elif kind not in ("cancel", "run", "functions", "submitted", "state"):
             raise MatForgeError(
                 f"The journal of {self.store.path} holds a record of kind {kind!r}, which this version "
                 "does not know; resume the run with the version that wrote it."
