@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
 from matforge.chore import Call, Chore, salt_of
 from matforge.dispatch import GRACE_S, Dispatch
@@ -23,8 +22,8 @@ from matforge.engine.requests import Answer as Reply
 from matforge.engine.requests import Inbox, cancel_chores
 from matforge.engine.run import Run
 from matforge.engine.run import Stop as StopStep
-from matforge.engine.status import Counters, StatusWriter
-from matforge.engine.store import FULL_LIMIT, OUT_NAME, StorageError, storage_sentence
+from matforge.engine.status import StatusWriter
+from matforge.engine.store import StorageError, storage_sentence
 from matforge.executors.protocol import (
     CapacityChanged,
     Executor,
@@ -40,12 +39,12 @@ from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeEr
 from matforge.policy import pause_before
 from matforge.steering import Answer, Entry, Steering
 from matforge.strategy import FutureProcessingStrategy
+from matforge.telling import Teller
 
 log = logging.getLogger("matforge")
 
 IDLE_POLL_S = 5.0
 """Longest wait for a report; the lock is renewed and the status looked at in between."""
-METADATA_VERSION = 1
 ERRORS_SHOWN = 20
 """Strategy errors in ``status.json``; all of them are in the journal and in the log."""
 
@@ -109,12 +108,11 @@ class FluxManager:
         self._functions = functions
         self._lock = lock
         self._fresh = fresh
-        self._on_end = on_end
         self._inbox = Inbox(run.store.path, lock.token if lock is not None else "")
         self._requests: deque[Callable[[], None]] = deque()
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
-        self._salt = salt_of(seed)
+        self._teller = Teller(run, status, salt_of(seed), on_end)
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
@@ -297,7 +295,7 @@ class FluxManager:
         waits = [IDLE_POLL_S, self._inbox.due - now]
         if (due := self.engine.journal.sync_due) is not None:
             waits.append(due - now)
-        if self.status.changed(self._counters()):
+        if self.status.changed(self._teller.counters()):
             waits.append(self.status.due() - now)
         if (due := self._dispatch.due()) is not None:
             waits.append(due - now)
@@ -309,12 +307,12 @@ class FluxManager:
             self._lock.renew(now)  # first: whoever has lost the run must not write
         self._flush(now)
         if force or self.status.due() <= now:
-            self.status.write(self._counters(), now, force=force)
+            self.status.write(self._teller.counters(), now, force=force)
 
     def _flush(self, now: float) -> None:
         """Out of this process: everything that must be known before anything follows from it."""
         self.engine.write_endings()
-        self._tell()
+        self._teller.tell(now)
         self.engine.flush(now)
 
     # -- dispatch
@@ -354,15 +352,11 @@ class FluxManager:
             payload=payload if payload is not None else chore.payload,
             inputs=tuple(inputs),
             directory=record.directory,
-            seed=self.seed_of(chore),
+            seed=self._teller.seed_of(chore),
             expected_s=self._dispatch.expected(chore.id),
             timeout_s=chore.policy.timeout,
             memory=chore.resources.memory,
         )
-
-    def seed_of(self, chore: Chore) -> int:
-        """A reproducible 63-bit seed: of the chore's key and the run's seed."""
-        return chore.seed ^ self._salt
 
     def _perform(self, instructions: list[graph.Instruction]) -> None:
         attempts = [
@@ -468,63 +462,7 @@ class FluxManager:
         if self.engine.strategy_errors:
             self.status.extra["strategy_errors"] = self.engine.strategy_errors[-ERRORS_SHOWN:]
 
-    def _tell(self) -> None:
-        """Metadata, status and whoever waits: of what is in the journal's queue by now."""
-        endings, self.engine.written = self.engine.written, []
-        for ending in endings:
-            self._tell_one(ending)
-
-    def _tell_one(self, ending: Ending) -> None:
-        run, chore = self.engine, ending.chore
-        record = run.records[chore.id]
-        failed = ending.state is ChoreState.FAILED
-        directory = record.directory
-        few = run.graph.counts[ChoreState.FAILED] <= FULL_LIMIT
-        if directory is None and (ending.facts.printed or (failed and ending.facts.number and few)):
-            directory = f"{OUT_NAME}/{chore.id}"  # where a person will look
-        if failed and ending.failure is not None:
-            self.status.failed(chore.id, ending.failure, self._executor.now())
-            log.warning("%s failed (%s): %s", chore.id, ending.failure.kind.value, ending.failure.message)
-        run.store.put_metadata(chore.id, directory, self._metadata(ending))
-        record.attempts = []
-        run.small_payloads.pop(chore.id, None)
-        if self._on_end is not None:
-            self._on_end(ending)
-
-    def _metadata(self, ending: Ending) -> dict[str, Any]:
-        chore = ending.chore
-        return {
-            "format_version": METADATA_VERSION,
-            "chore_id": chore.id,
-            "key": chore.key,
-            "name": chore.name,
-            "function": chore.function,
-            "resources": chore.resources.as_dict(),
-            "dependencies": list(chore.inputs),
-            "parent": chore.parent,
-            "seed": self.seed_of(chore),
-            "state": ending.state.value,
-            "failure": ending.failure.as_dict() if ending.failure else None,
-            "report": ending.facts.report,
-            "result": ending.result.as_list() if ending.result else None,
-            "attempts": self.engine.records[chore.id].attempts,
-        }
-
     # -- the end
-
-    def _counters(self) -> Counters:
-        run, allocation = self.engine, self.status.allocation
-        counts = run.graph.counts
-        return Counters(
-            ready=counts[ChoreState.READY],
-            blocked=counts[ChoreState.BLOCKED],
-            running=counts[ChoreState.RUNNING],
-            completed=counts[ChoreState.COMPLETED],
-            failed=counts[ChoreState.FAILED],
-            cancelled=counts[ChoreState.CANCELLED],
-            free_cores=max(0, allocation.get("total_cores", 0) - run.cores_in_flight),
-            free_gpus=max(0, allocation.get("total_gpus", 0) - run.gpus_in_flight),
-        )
 
     def _end(self) -> None:
         """Leave nothing behind: no process, no unwritten record, no lock."""
@@ -560,7 +498,7 @@ class FluxManager:
             if self._finished:
                 run.journal.append({"e": "state", "s": self.status.state.value})
             run.journal.close()
-            self.status.write(self._counters(), self._executor.now(), force=True)
+            self.status.write(self._teller.counters(), self._executor.now(), force=True)
         except OSError as error:
             self.problem = self._sentence(error)
             if self.status.state is RunState.COMPLETED:
