@@ -34,7 +34,6 @@ _RESTART_WINDOW_S = 60.0
 _CLOSE_S = 10.0
 _START_S = 60.0
 """Seconds until an agent must have said hello: Python and zmq may come from a slow file system."""
-_LEAST_RSS = 2 << 30
 
 
 class LocalExecutor:
@@ -94,7 +93,7 @@ class LocalExecutor:
         self._sync = sync
         self._lease = lease
         self._max_chores = max_chores
-        self._max_rss = max_rss or max(_LEAST_RSS, int(0.8 * processes.memory_limit() / self._workers))
+        self._max_rss = max_rss or processes.fair_share(self._workers)
         self._python = python or sys.executable
         self._context: RunContext | None = None
         self._agent: AgentProcess | None = None

@@ -108,6 +108,8 @@ class Capacity:
     queue_depth: int
     """Cores' worth of chores that agents may hold beyond what runs, so that no slot waits for
     the driver; small enough that re-ordering still means something."""
+    ends_at: float | None = None
+    """Unix time at which the allocation ends, if it does and that is known."""
 
 
 @dataclass(frozen=True, slots=True)
