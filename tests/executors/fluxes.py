@@ -84,7 +84,14 @@ def instance(size: int = 1) -> Iterator[Instance]:
         made.close()
 
 
-def commands_of(run_dir: Path) -> list[str]:
-    """Command lines of living processes that name a run directory."""
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(run_dir) in line]
+def processes_of(run_dir: Path) -> dict[int, str]:
+    """Command lines of living processes that name a run directory, by process id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = entry.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # not a process, or ended just now
+            continue
+        if str(run_dir.resolve()) in words:
+            found[int(entry.name)] = words
+    return found
