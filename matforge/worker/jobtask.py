@@ -153,7 +153,7 @@ class JobTask:
         if job.function is not None:
             said = f"{job.chore_id}: it ended without a word about its result."
             return {"failure": Failure(FailureKind.EXCEPTION, said).as_dict()}
-        value = launch.command_value(job)
+        value = launch.command_value(job, self._run_dir)
         try:
             return {"failure": None, "result": self._publish(pickle.dumps(value, protocol=5))}
         except OSError as error:
