@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: they end the runs of this process cleanly, so that they can be resumed."""
+"""Ctrl-C, SIGTERM and SIGHUP: they end the runs of this process cleanly, so that they can be resumed.
+
+SIGHUP is what the driver gets when its terminal is closed, and when a Flux instance is told to end:
+a broker that is sent SIGTERM, by Slurm at the end of the time limit, passes it on as that.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ def live() -> list[Live]:
 
 
 def catch(session: Live) -> None:
-    """Ctrl-C and SIGTERM end the runs of this process cleanly, unless it handles them itself."""
+    """These signals end the runs of this process cleanly, unless it handles them itself."""
     _LIVE.add(session)
     if threading.current_thread() is not threading.main_thread():
         return
@@ -57,12 +61,14 @@ def catch(session: Live) -> None:
         raise KeyboardInterrupt
 
     def on_terminate(signum: int, frame: Any) -> None:
-        if not end_all("SIGTERM"):  # none of our business: do what would have been done without us
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+        if not end_all(signal.Signals(signum).name):
+            # none of our business: do what would have been done without us
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
         raise SystemExit(75)
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, on_interrupt)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, on_terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and then it stays ignored
+            signal.signal(number, on_terminate)
