@@ -17,7 +17,7 @@ ROOMS = (
     "_version", "model", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
     "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
     "pipeline", "concurrent",
-    "vacua.campaign", "cli", "__main__",
+    "vacua.campaign", "launch", "cli", "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
 FACADES = ("matforge/__init__.py", "matforge/vacua/__init__.py")

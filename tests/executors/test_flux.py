@@ -1,4 +1,4 @@
-"""What is Flux's own: jobs with ranks, room made for them, GPUs, losses, and what is said when it is missing."""
+"""What is Flux's own: jobs with ranks, room made for them, GPUs, losses, and nodes that come and go."""
 
 from __future__ import annotations
 
