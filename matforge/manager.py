@@ -38,6 +38,9 @@ from matforge.strategy import FutureProcessingStrategy
 
 log = logging.getLogger("matforge")
 
+LEAVE_S = 20.0
+"""Seconds before the end of the allocation at which a run is ended, resumable: enough to write
+everything down, and to look at the clock once more in between."""
 IDLE_POLL_S = 5.0
 """Longest wait for a report; the lock is renewed and the status looked at in between."""
 METADATA_VERSION = 1
@@ -180,7 +183,7 @@ class FluxManager:
         try:
             self._begin()
             while not (self._finished or self._interrupted or self.problem):
-                if not self._take_requests():
+                if not self._take_requests() or self._time_is_up():
                     break
                 self._dispatch()
                 self._settle()
@@ -200,6 +203,14 @@ class FluxManager:
         finally:
             self._end()
         return self.status.state
+
+    def _time_is_up(self) -> bool:
+        """Whether the allocation ends so soon that the run has to be left as it is."""
+        ends_at = self._capacity.ends_at
+        if ends_at is None or self._executor.now() < ends_at - LEAVE_S:
+            return False
+        self._interrupted = "the allocation ends"
+        return True
 
     def _sentence(self, error: OSError) -> str:
         return storage_sentence(Path(error.filename or self.engine.store.path), error)

@@ -23,6 +23,7 @@ from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory
 from matforge.executors.channel import node_lost
 from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, decode, encode
@@ -179,7 +180,10 @@ class LocalExecutor:
     def capacity(self) -> Capacity:
         """One node with as many cores as there are workers."""
         gpus = len(self._gpus)
-        return Capacity(1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers))
+        return Capacity(
+            1, self._workers, gpus, self._workers, gpus,
+            queue_depth=max(64, 2 * self._workers), ends_at=allocation_end(),
+        )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand tasks to the agent, or keep them until it has started."""
