@@ -15,7 +15,7 @@ from matforge.model import UsageError
 GRACE_S = 90
 """Seconds before the time limit at which Slurm tells the driver to leave."""
 START_S = 300
-"""Seconds until every broker must be there and the driver started."""
+"""Seconds until every broker must be there and the driver started; ``MATFORGE_START_S`` overrides it."""
 REQUEUES = 100
 """Allocations after which a run that is never done is given up."""
 
@@ -119,7 +119,7 @@ def text(request: Request, folder: Path, workdir: Path, resume: Sequence[str], *
         f"resume=({shlex.join(resume)})",
         f"image=({shlex.join(['apptainer', 'exec', site.image] if site.image else [])})",
         f"srun=({shlex.join(site.srun)})",
-        f"start_s={START_S}",
+        f"start_s=${{MATFORGE_START_S:-{START_S}}}",
         _BODY,
         _AGAIN.format(limit=REQUEUES) if batch and request.requeue else "",
         'exit "$code"',
@@ -129,12 +129,12 @@ def text(request: Request, folder: Path, workdir: Path, resume: Sequence[str], *
 
 _DRIVER = r"""
 if [ "${1:-}" = --driver ]; then
-  # in the instance: a signal is for the driver, not for this shell
-  trap : HUP TERM
+  # in the instance: a signal is for the driver, and this shell waits for what it makes of it
   shift
   : > "$folder/started"
   "$@" < /dev/null &
   driver=$!
+  trap 'kill -TERM "$driver" 2> /dev/null' HUP TERM
   wait "$driver"
   code=$?
   while kill -0 "$driver" 2> /dev/null; do
