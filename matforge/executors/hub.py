@@ -88,7 +88,7 @@ class Hub:
         self._allowed: dict[bytes, bytes] = {}
         """Identity of the agent that each public key was made for."""
         self.refused = 0
-        """Connections with a key that is not on the list."""
+        """Connections with a key that is not on the list, and messages under another's name."""
         self._gate: zmq.Socket[bytes] = self._context.socket(zmq.REP)
         self._gate.setsockopt(zmq.LINGER, 0)
         self._gate.bind(_ZAP)
@@ -126,19 +126,25 @@ class Hub:
         """Messages that are there, each with its sender."""
         self._answer_gate()
         while int(self._socket.get(zmq.EVENTS)) & _POLLIN:
-            identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            yield identity, frames
+            identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            name = identity.bytes
+            # a key is good for the name that it was made for, and for no other
+            if frames and frames[0].get("User-Id") == name.decode(errors="replace"):
+                yield name, [frame.bytes for frame in frames]
+            else:
+                self.refused += 1
 
     def _answer_gate(self) -> None:
         """Say who may connect (ZeroMQ's RFC 27)."""
         while int(self._gate.get(zmq.EVENTS)) & _POLLIN:
-            version, request, _, _, identity, mechanism, *credentials = self._gate.recv_multipart()
+            version, request, _, _, _, mechanism, *credentials = self._gate.recv_multipart()
             known = mechanism == b"CURVE" and len(credentials) == 1
             owner = self._allowed.get(z85.encode(credentials[0])) if known else None
-            # a key opens the door to the one it was made for, under its own name only
-            fine = owner is not None and identity in (b"", owner)
-            self.refused += not fine
-            answer = [b"200", b"OK", owner or b"", b""] if fine else [b"400", b"not on the list", b"", b""]
+            if owner is None:
+                self.refused += 1
+                answer = [b"400", b"not on the list", b"", b""]
+            else:
+                answer = [b"200", b"OK", owner, b""]
             self._gate.send_multipart([version, request, *answer])
 
     def send(self, identity: bytes, frames: list[bytes]) -> None:
