@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -56,6 +57,8 @@ class Fleet:
         The ledger, by rank; shared with the executor.
     home : Path
         A 0700 directory that all nodes see.
+    run_id : str
+        Part of the names of jobs.
     slots_of : callable
         Slots of an agent that holds so many cores of a node.
     near : callable
@@ -68,7 +71,7 @@ class Fleet:
 
     def __init__(
         self, jobs: Jobs, hub: Hub, config: AgentConfig, nodes: Mapping[int, Node], home: Path, *,
-        slots_of: Callable[[Node, int], int], near: Callable[[str], bool], lease: float,
+        run_id: str, slots_of: Callable[[Node, int], int], near: Callable[[str], bool], lease: float,
         start_s: float = START_S,
     ) -> None:  # fmt: skip
         self.reports: list[Report] = []
@@ -82,6 +85,7 @@ class Fleet:
         self._config = config
         self._nodes = nodes
         self._home = home
+        self._run_id = run_id
         self._slots_of = slots_of
         self._near = near
         self._lease = lease
@@ -91,6 +95,8 @@ class Fleet:
         self._sweep: dict[int, list[str]] = {}
         """Tokens of agents lost on each node, for the next one there to clean up after."""
         self._beaten = 0.0
+        self._left = _left_behind(home)
+        """Tokens of the agents of a driver that was killed."""
 
     # -- start
 
@@ -106,8 +112,10 @@ class Fleet:
 
     def _start(self, node: Node, block: Block, key: int) -> None:
         self._count += 1
-        agent = RemoteAgent(self._count, node, block, self._slots_of(node, block.cores), self._home)
-        config = replace(self._config, sweep=self._sweep.pop(node.rank, []))
+        slots = self._slots_of(node, block.cores)
+        agent = RemoteAgent(self._count, node, block, slots, self._home, self._config.epoch)
+        left = [*self._left, *self._sweep.pop(node.rank, [])]
+        config = replace(self._config, sweep=left)
         try:
             argv = agent.configure(self._hub, config, near=self._near(node.host))
         except OSError as error:
@@ -121,8 +129,8 @@ class Fleet:
         self._jobs.submit(
             key,
             JobOrder(
-                name="matforge-agent", argv=tuple(argv), ranks=(node.rank,), cores=block.cores,
-                gpus=block.gpus, environment=environment, stdout=str(agent.stderr_path),
+                name=f"{self._run_id}:agent-{agent.number}", argv=tuple(argv), ranks=(node.rank,),
+                cores=block.cores, gpus=block.gpus, environment=environment, stdout=str(agent.stderr_path),
                 stderr=str(agent.stderr_path),
             ),
         )  # fmt: skip
@@ -258,6 +266,16 @@ class Fleet:
             message = f"The node {node.host} is given up: {reason.rstrip('.')}.{said}"
             self.given_up[node.rank] = Failure(FailureKind.START_FAILED, message, stderr=stderr)
             log.error("%s", message)
+
+
+def _left_behind(home: Path) -> list[str]:
+    """Tokens of the agents that a dead driver had; removes what they were told."""
+    found = []
+    for path in home.glob("agent-*.json"):
+        with suppress(OSError, ValueError, TypeError):
+            found.append(AgentConfig.load(str(path)).token)
+        path.unlink(missing_ok=True)
+    return found
 
 
 def _status_words(status: int) -> str:

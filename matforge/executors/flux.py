@@ -226,6 +226,10 @@ class Broker:
         """Cancel a job that was submitted, wherever it is by now."""
         self._order("cancel", key)
 
+    def cancel_older(self, prefix: str) -> None:
+        """Cancel jobs with such a name that another driver has left."""
+        self._order("cancel older", prefix)
+
     def refresh(self) -> None:
         """Ask for an :class:`Inventory`."""
         self._order("refresh", None)
@@ -297,6 +301,9 @@ class Broker:
                 self._submit(*value)
             elif what == "cancel":
                 self._cancel(value)
+            elif what == "cancel older":
+                jobs = self._flux.job.JobList(self._handle, attrs=["name"], filters=["active"], max_entries=0)
+                jobs.fetch_jobs().then(self._cancel_older, value)
             elif what == "refresh":
                 self._ask()
             else:
@@ -335,6 +342,11 @@ class Broker:
             return
         # it may have ended meanwhile, and then there is nothing to do
         self._flux.job.cancel_async(self._handle, number).then(_ignore)
+
+    def _cancel_older(self, future: Any, prefix: str) -> None:
+        for job in future.get_jobs():
+            if job.get("name", "").startswith(prefix) and int(job["id"]) not in self._keys:
+                self._flux.job.cancel_async(self._handle, job["id"]).then(_ignore)
 
     def _job_event(self, event: Any) -> None:
         if event is None:  # the journal has ended, and the instance with it

@@ -214,11 +214,13 @@ class FluxExecutor:
         for one in self._hub.sockets:
             self._poller.register(one, zmq.POLLIN)
         self._home = home
-        self._jobs = FluxJobs(config, common, os.environ.get("MATFORGE_MPI", "pmi2"))
+        self._jobs = FluxJobs(config, common, context.run_id, os.environ.get("MATFORGE_MPI", "pmi2"))
         self._fleet = Fleet(
-            self._broker, self._hub, config, self._nodes, home,
+            self._broker, self._hub, config, self._nodes, home, run_id=context.run_id,
             slots_of=self._slots_of, near=self._is_near, lease=self._lease, start_s=self._start_s,
         )  # fmt: skip
+        if context.epoch > 1:
+            self._broker.cancel_older(f"{context.run_id}:")  # of a driver that was killed
         self._context = context
         self._seen = time.monotonic()
         self._fleet.staff((), self._key)

@@ -53,13 +53,16 @@ class FluxJobs:
         What all workers of the run share.
     config_path : Path
         The same in a file that every node sees.
+    run_id : str
+        Part of the names of jobs.
     flavour : str
         Option ``mpi`` of the job shell: how ranks find each other.
     """
 
-    def __init__(self, config: AgentConfig, config_path: Path, flavour: str) -> None:
+    def __init__(self, config: AgentConfig, config_path: Path, run_id: str, flavour: str) -> None:
         self._config = config
         self._config_path = config_path
+        self._run_id = run_id
         self._flavour = flavour
         self._run_dir = Path(config.run_dir)
 
@@ -93,8 +96,8 @@ class FluxJobs:
         if profile.gpus:
             options["gpu-affinity"] = "per-task"
         return JobOrder(
-            name=task.attempt.chore_id, argv=tuple(argv), ranks=ranks, tasks=task.resources.num_tasks,
-            cores=task.resources.cores_per_task, gpus=task.resources.gpus_per_task,
+            name=f"{self._run_id}:{task.attempt.chore_id}", argv=tuple(argv), ranks=ranks,
+            tasks=profile.num_tasks, cores=profile.cores_per_task, gpus=profile.gpus_per_task,
             environment=slot_environment(self._config, profile, ()), cwd=str(folder),
             stdout=str(folder / f"stdout.{tag}"), stderr=str(folder / f"stderr.{tag}"), options=options,
         )  # fmt: skip

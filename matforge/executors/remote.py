@@ -27,9 +27,11 @@ class RemoteAgent:
         Cores' worth of chores that it runs at a time.
     home : Path
         A 0700 directory that all nodes see.
+    epoch : int
+        Number of the driver within the run.
     """
 
-    def __init__(self, number: int, node: Node, block: Block, slots: int, home: Path) -> None:
+    def __init__(self, number: int, node: Node, block: Block, slots: int, home: Path, epoch: int = 1) -> None:
         self.number = number
         self.node = node
         self.block = block
@@ -37,8 +39,8 @@ class RemoteAgent:
         self.identity = f"agent-{number}".encode()
         self.token = secrets.token_hex(8)
         self.link = AgentLink()
-        self.config_path = home / f"agent-{number}.json"
-        self.stderr_path = home / f"agent-{number}.err"
+        self.config_path = home / f"agent-{epoch}-{number}.json"
+        self.stderr_path = home / f"agent-{epoch}-{number}.err"
         self.connected = False
         self.lost = False
         self.told_to_end = False
