@@ -127,6 +127,10 @@ class FluxExecutor:
         self._running: dict[int, FluxJob] = {}
         self._reserved: tuple[int, ...] = ()
         """Nodes on which no agent may be started, because the job at the head of the queue gets them."""
+        self._changed = True
+        """Whether cores may have become free, or nodes have come or gone; with thousands of nodes that
+        is not looked for in every turn."""
+        self._given_up = 0
         self._keys = 0
         self._ready: list[Report] = []
         self._failed: Failure | None = None
@@ -227,8 +231,7 @@ class FluxExecutor:
 
     @staticmethod
     def _is_near(host: str) -> bool:
-        here = socket.gethostname()
-        return host in (here, here.partition(".")[0])
+        return host.partition(".")[0] == socket.gethostname().partition(".")[0]
 
     def _key(self) -> int:
         self._keys += 1
@@ -323,6 +326,7 @@ class FluxExecutor:
         self._seen = now
         self._fleet.hear(now)
         for event in self._broker.events():
+            self._changed = True
             if isinstance(event, JobEvent):
                 self._job_event(event, now)
             elif isinstance(event, Inventory):
@@ -341,9 +345,14 @@ class FluxExecutor:
                 self._broker.refresh()
         if self._fleet.reports:
             self._take_reports()
-        self._watch_capacity()
+        given_up = len(self._fleet.given_up)
+        if self._changed or given_up != self._given_up:
+            self._changed, self._given_up = True, given_up
+            self._watch_capacity()
         if self._failed is None:
             self._dispatch()
+        if self._changed and self._failed is None:
+            self._changed = False
             self._fleet.staff(self._reserved, self._key)
 
     def _take_reports(self) -> None:
@@ -388,8 +397,9 @@ class FluxExecutor:
 
     def _dispatch(self) -> None:
         """Give out chores strictly in their order, until one must wait."""
-        if not any(not job.placed for job in self._running.values()):
+        if self._reserved and all(job.placed for job in self._running.values()):
             self._reserved = ()
+            self._changed = True
         ahead_s = self._mean_wall
         short = ahead_s is not None and ahead_s <= arbitration.QUEUED_WORK_S
         heap = [(a.block.load / a.slots, a.number, a) for a in self._fleet.agents.values() if a.open]

@@ -141,7 +141,8 @@ def idle(seconds: float = 20.0) -> dict[str, object]:
 
 
 BENCHMARKS: dict[str, Callable[[], dict[str, object]]] = {
-    "search": search, "warm": warm, "flat": flat, "commands": commands, "chain": chain, "idle": idle, "jobs": jobs,
+    "search": search, "warm": warm, "flat": flat, "commands": commands, "chain": chain, "idle": idle,
+    "jobs": jobs,
 }  # fmt: skip
 
 if __name__ == "__main__":

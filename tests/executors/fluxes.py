@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,12 +35,14 @@ class Instance:
     ----------
     size : int
         Brokers; all on this machine.
+    options : sequence of str
+        Further options of ``flux start``.
     """
 
-    def __init__(self, size: int = 1) -> None:
-        options = [f"--test-size={size}", "--test-exit-mode=leader"] if size > 1 else []
+    def __init__(self, size: int = 1, options: Sequence[str] = ()) -> None:
+        several = [f"--test-size={size}", "--test-exit-mode=leader"] if size > 1 else []
         self.process = subprocess.Popen(
-            ["flux", "start", *options, "sh", "-c", "echo $FLUX_URI; exec cat"],
+            ["flux", "start", *several, *options, "sh", "-c", "echo $FLUX_URI; exec cat"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -73,9 +75,9 @@ class Instance:
 
 
 @contextmanager
-def instance(size: int = 1) -> Iterator[Instance]:
+def instance(size: int = 1, options: Sequence[str] = ()) -> Iterator[Instance]:
     """An instance, and ``FLUX_URI`` for what this process does."""
-    made = Instance(size)
+    made = Instance(size, options)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("FLUX_URI", made.uri)

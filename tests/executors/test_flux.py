@@ -365,3 +365,43 @@ def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path
         assert said_by(harness, task) == ["0/4", "1/4", "2/4", "3/4"]
         assert harness.value(harness.task(chores.rank, -1, resources=wants, lane=Lane.JOB)) == (0, 4)
         assert harness.value(harness.task(chores.add, 1, 1)) == 2
+
+
+# -- GPUs
+
+
+@pytest.fixture
+def with_gpus(tmp_path: Path) -> Iterator[fluxes.Instance]:
+    """One broker that believes that it has four GPUs."""
+    resources = tmp_path / "R"
+    described = subprocess.run(
+        ["flux", "R", "encode", "--ranks=0", f"--hosts={os.uname().nodename}", "--cores=0-1", "--gpus=0-3"],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    resources.write_text(described.stdout)
+    options = (f"--config-path={tmp_path / 'conf.toml'}",)
+    (tmp_path / "conf.toml").write_text(f'[resource]\npath = "{resources}"\nnoverify = true\n')
+    with fluxes.instance(options=options) as made:
+        yield made
+
+
+def test_gpus_are_given_out_and_who_asks_for_none_sees_none(
+    with_gpus: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        assert harness.executor.capacity().total_gpus == 4
+
+        def seen(**wants: Any) -> str:
+            task = harness.task(chores.surroundings, resources=Resources(**wants))
+            return str(harness.value(task)["env"]["CUDA_VISIBLE_DEVICES"])
+
+        assert seen() == ""
+        assert seen(gpus_per_task=1) in {"0", "1", "2", "3"}
+        assert sorted(seen(gpus_per_task=4).split(",")) == ["0", "1", "2", "3"]
+        show = ("sh", "-c", "echo [$CUDA_VISIBLE_DEVICES]")
+        none = harness.command(*show, resources=Resources(num_tasks=2, mpi=True))
+        some = harness.command(*show, resources=Resources(num_tasks=2, gpus_per_task=2, mpi=True))
+        assert all(end.failure is None for end in harness.run(none, some))
+        assert said_by(harness, none) == ["[]", "[]"]
+        assert said_by(harness, some) == ["[0,1]", "[2,3]"]
