@@ -62,6 +62,7 @@ def to_arrow(name: str, values: Any, complaints: Complaints) -> pa.Array | None:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if not isinstance(values, pa.Array):
+        values = getattr(values, "values", values)  # what a pandas column stands for
         try:
             values = pa.array(values, from_pandas=True)
         except _CONVERSION as error:

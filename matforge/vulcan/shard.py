@@ -52,6 +52,8 @@ class ShardRecord:
     sha256: str = ""
     """Of the file; empty where it is not known."""
     n_bytes: int = 0
+    own_columns: tuple[str, ...] = ()
+    """Columns that the schema does not know."""
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
     """The whole blob: schema_version, run_id, geometry, solver, provenance, n_rows."""
 
@@ -187,6 +189,7 @@ def sidecar_document(record: ShardRecord) -> dict[str, Any]:
         "repo": record.repo,
         "sha256": record.sha256,
         "n_bytes": record.n_bytes,
+        "own_columns": list(record.own_columns),
         "provenance": record.provenance,
     }
 
@@ -203,8 +206,14 @@ def write_sidecar(parquet: Path, record: ShardRecord) -> None:
         raise
 
 
-def read_record(parquet: Path) -> ShardRecord:
+def read_record(parquet: Path, size: int | None = None) -> ShardRecord:
     """What a shard says of itself: its sidecar, or the file's own footer where that is of no use.
+
+    Parameters
+    ----------
+    parquet : Path
+    size : int, optional
+        Bytes of the file, if known; a sidecar that says otherwise is not believed.
 
     Raises
     ------
@@ -213,7 +222,10 @@ def read_record(parquet: Path) -> ShardRecord:
     DamagedShardError
         If neither can be read.
     """
-    return read_sidecar(parquet) or read_footer(parquet)
+    record = read_sidecar(parquet)
+    if record is not None and size in (None, record.n_bytes):
+        return record
+    return read_footer(parquet)
 
 
 def read_sidecar(parquet: Path) -> ShardRecord | None:
@@ -221,13 +233,14 @@ def read_sidecar(parquet: Path) -> ShardRecord | None:
     try:
         data = json.loads(layout.sidecar_of(parquet).read_bytes())
         record = ShardRecord.of_blob(data["provenance"], data["repo"], data["sha256"], data["n_bytes"])
+        record = replace(record, own_columns=tuple(data.get("own_columns", ())))
     except (OSError, ValueError, KeyError, TypeError, DamagedShardError):
         return None  # the file itself knows the same
     return record if record.sha256 and record.name.local == parquet.name else None
 
 
-def read_footer(parquet: Path) -> ShardRecord:
-    """The record in the metadata of a shard's file.
+def read_footer(parquet: Path, filesystem: Any = None) -> ShardRecord:
+    """The record in the metadata of a shard's file, which may lie in a repository.
 
     Raises
     ------
@@ -235,13 +248,15 @@ def read_footer(parquet: Path) -> ShardRecord:
         If there is no such file, or it is no shard.
     """
     try:
-        with parquet.open("rb") as file:
-            metadata = pq.read_metadata(file)
+        metadata = pq.read_metadata(str(parquet), filesystem=filesystem)
     except FileNotFoundError:
         raise ShardGoneError(f"{parquet} is not there (any more).") from None
     except (pa.ArrowException, OSError) as error:
         raise DamagedShardError(f"{parquet} is not a whole parquet file: {error}") from error
-    return _named(parquet, _record_of(parquet, metadata.metadata, metadata.num_rows))
+    record = _record_of(parquet, metadata.metadata, metadata.num_rows)
+    own = tuple(schema.extras(metadata.schema.to_arrow_schema()))
+    record = replace(record, own_columns=own)
+    return record if filesystem is not None else _named(parquet, record)
 
 
 def load(parquet: Path, repo: str | None = None) -> tuple[ShardRecord, pa.Table]:
@@ -287,7 +302,8 @@ def load(parquet: Path, repo: str | None = None) -> tuple[ShardRecord, pa.Table]
     except (pa.ArrowException, OSError) as error:
         raise DamagedShardError(f"{parquet} is not a whole parquet file: {error}") from error
     inside = _record_of(parquet, file.metadata.metadata, table.num_rows)
-    record = ShardRecord.of_blob(inside.provenance, inside.repo, sha256, len(data))
+    own = tuple(schema.extras(table.schema))
+    record = replace(inside, sha256=sha256, n_bytes=len(data), own_columns=own)
     _named(parquet, record)
     if repo is not None and record.repo not in (None, repo):
         raise WrongRepositoryError(f"{parquet} was staged for {record.repo}, not for {repo}.")

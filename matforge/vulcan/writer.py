@@ -13,6 +13,8 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 from matforge.model import MatForgeError, UsageError
 from matforge.vulcan import layout
 from matforge.vulcan.layout import FAILED_DIRNAME, IN_REVIEW_DIRNAME, PENDING_DIRNAME, STATES, SYNCED_DIRNAME
-from matforge.vulcan.schema import PROVENANCE_KEY, REPO_KEY, SCHEMA_VERSION, VERSION_KEY
+from matforge.vulcan.schema import PROVENANCE_KEY, REPO_KEY, SCHEMA_VERSION, VERSION_KEY, extras
 from matforge.vulcan.shard import (
     DamagedShardError,
     ShardGoneError,
@@ -45,6 +47,7 @@ __all__ = [
     "move_to",
     "parquet_options",
     "stage",
+    "write_parquet",
 ]
 
 SMALL_BYTES = 1 << 20
@@ -123,7 +126,7 @@ def stage(staging_dir: Path, repo: str, batch: Batch, run_id: str) -> StagedShar
         if not _publish(data, target):
             return _already(target, table)
         sha256 = hashlib.sha256(data).hexdigest()
-        whole = ShardRecord.of_blob(record.provenance, repo, sha256, len(data))
+        whole = replace(record, sha256=sha256, n_bytes=len(data), own_columns=tuple(extras(table.schema)))
         write_sidecar(target, whole)
     except OSError as error:
         raise StagingError(_sentence(target, error)) from error
@@ -150,10 +153,16 @@ def _encode(table: pa.Table, record: ShardRecord) -> memoryview:
         REPO_KEY: record.repo or "",
     }
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, table.schema, **parquet_options(table.schema, table.nbytes)) as file:
+    write_parquet(sink, table, metadata, table.nbytes)
+    return memoryview(sink.getvalue())
+
+
+def write_parquet(sink: Any, table: pa.Table, metadata: Mapping[str, str], n_bytes: int) -> None:
+    """Write a table to a file or buffer; ``metadata`` goes into the footer."""
+    table = table.replace_schema_metadata(None)
+    with pq.ParquetWriter(sink, table.schema, **parquet_options(table.schema, n_bytes)) as file:
         file.add_key_value_metadata(metadata)
         file.write_table(table, row_group_size=ROW_GROUP_ROWS)
-    return memoryview(sink.getvalue())
 
 
 def _publish(data: memoryview, target: Path) -> bool:
