@@ -158,7 +158,7 @@ class LocalCatalog:
                     fresh.append(entry(record, state=state, name=name, size=size, mtime_ns=mtime_ns))
             news = news or mark != self._marks.get(state)
             self._marks[state] = mark
-        self._replace(set(states), self._table.take(kept), states_of_kept, fresh)
+        self._replace(set(states), self._table.take(pa.array(kept, pa.int64())), states_of_kept, fresh)
         if news:
             self._save()
 

@@ -74,6 +74,7 @@ class Vulcan:
         self.extra_kwargs = settings.check_extra(extra_kwargs)
         self.splits = splits or SplitSpec()
         self._token = token
+        self._readers: dict[str, VulcanReader] = {}
 
     @classmethod
     def from_env(cls, **arguments: Any) -> Vulcan:
@@ -214,7 +215,9 @@ class Vulcan:
 
         if source == "hub":
             return VulcanReader.from_hf(self.repo, token=self.resolve_token())
-        return VulcanReader.from_local(self.staging_dir, source=source)
+        if source not in self._readers:  # it knows the catalogue, and when that is out of date
+            self._readers[source] = VulcanReader.from_local(self.staging_dir, source=source)
+        return self._readers[source]
 
     def catalog(self, **options: Any) -> pd.DataFrame:
         """One row for each published shard; see :meth:`VulcanReader.catalog`."""
@@ -228,6 +231,4 @@ class Vulcan:
         """Fixed splits for training; see :class:`matforge.vulcan.ml.VulcanMLView`."""
         from matforge.vulcan.ml import VulcanMLView
 
-        if "splits" not in options and not {"fractions", "names", "salt", "by"} & set(options):
-            options["spec"] = options.get("spec") or self.splits
-        return VulcanMLView(self.reader(source), **options)
+        return VulcanMLView(self.reader(source), **{"spec": self.splits, **options})

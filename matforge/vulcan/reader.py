@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,8 @@ class VulcanReader:
             Any condition on the schema's columns, for instance ``pc.field("tau_im") > 2``.
         **filters
             ``name=value`` for any column that is no list: equal; a list means any of these, a tuple
-            ``(low, high)`` between, None no condition. Those on run and geometry decide which files are opened.
+            ``(low, high)`` between, None no condition. Those on run and geometry decide which files are
+            opened.
 
         Returns
         -------
@@ -156,14 +157,36 @@ class VulcanReader:
         **filters: Any,
     ) -> pa.Table:
         """What :meth:`query` returns, as an Arrow table."""
-        request = Request(_columns(columns), conditions.both(conditions.expression(filters), where))
-        return rows.read(self.files(filters), request, self.source.filesystem)
+        files, request = self.plan(filters, columns, where)
+        return rows.read(files, request, self.source.filesystem)
 
-    def files(self, filters: dict[str, Any]) -> list[File]:
-        """The files that may hold rows that meet these conditions."""
+    def plan(
+        self,
+        filters: Mapping[str, Any],
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+        *,
+        split: str | None = None,
+    ) -> tuple[list[File], Request]:
+        """What a query would open and read; see :meth:`query`.
+
+        Parameters
+        ----------
+        split : str, optional
+            Only files that were published as this split.
+        """
+        request = Request(_columns(columns), conditions.both(conditions.expression(filters), where))
         entries = self._entries()
         chosen = conditions.expression(filters, conditions.SHARD_FILTERS)
-        return self.source.files(entries if chosen is None else entries.filter(chosen))
+        if split is not None:
+            chosen = conditions.both(chosen, pc.field("split") == split)
+        return self.source.files(entries if chosen is None else entries.filter(chosen)), request
+
+    def geometries(self, filters: Mapping[str, Any]) -> list[str]:
+        """Ids of the geometries that have shards meeting these conditions, sorted."""
+        entries, chosen = self._entries(), conditions.expression(filters, conditions.SHARD_FILTERS)
+        found = entries if chosen is None else entries.filter(chosen)
+        return sorted(found["geometry_id"].unique().to_pylist())
 
     def read_columns(self, columns: Sequence[str], **filters: Any) -> pd.DataFrame:
         """Some columns of all vacua that meet the conditions."""

@@ -154,7 +154,12 @@ def _rank(table: pa.Table, records: Sequence[ShardRecord]) -> list[int]:
 
 
 def _again(records: Sequence[ShardRecord], rows_of: dict[str, int], wanted: dict[str, int]) -> bool:
-    return any(rows_of.get(r.sha256, 0) + r.n_rows > wanted.get(r.sha256, r.n_rows) for r in records)
+    """Whether a part holds rows of wanted shards that another part was taken for."""
+    return any(
+        rows_of[record.sha256] + record.n_rows > wanted[record.sha256]
+        for record in records
+        if record.sha256 in wanted and record.sha256 in rows_of
+    )
 
 
 def _only(records: Sequence[ShardRecord], covered: set[str]) -> pc.Expression | None:
