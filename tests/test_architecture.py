@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "_version", "model", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
+    "_version", "model", "lease", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
     "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
     "pipeline", "concurrent",
     "vacua.campaign", "cli", "__main__",

@@ -129,7 +129,14 @@ def test_faults_strike_in_order_before_or_after_the_deed(hub: LoopbackHub, api: 
 
 def test_the_data_set_library_streams_from_it(hub: LoopbackHub, api: HfApi, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
-    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/split=train/**\n---\n"
+    card = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/split=train/**
+---
+"""
     put(api, {"data/split=train/x/a.parquet": parquet(5), "README.md": card.encode()})
     script = f"""
         import datasets
