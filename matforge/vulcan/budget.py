@@ -14,36 +14,22 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from matforge.lease import HeldError, Lease
-from matforge.model import UsageError
 from matforge.vulcan import layout
+from matforge.vulcan.settings import DEFAULT_BUDGET, DEFAULT_WINDOW_S, check_budget, check_window
 
-DEFAULT_BUDGET = 90
-DEFAULT_WINDOW_S = 3600.0
+if TYPE_CHECKING:
+    from matforge.vulcan.forge import Vulcan
+
 _PATIENCE_S = 30.0
 """How long to wait for another process that holds the file for the moment it takes to write it."""
 
 
-def check_budget(budget: Any, name: str = "budget") -> int:
-    """``budget``, if it is a whole number of at least 1.
-
-    Raises
-    ------
-    UsageError
-        If it is not: with a budget of 0 nothing would ever be published, and nobody told why.
-    """
-    if not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
-        raise UsageError(f"{name} must be a whole number of commits of at least 1, not {budget!r}.")
-    return budget
-
-
-def check_window(window_s: Any) -> float:
-    """``window_s`` as a float, if it is a finite number of seconds above 0; else a `UsageError`."""
-    if isinstance(window_s, bool) or not isinstance(window_s, int | float) or not 0 < window_s < math.inf:
-        raise UsageError(f"window_s must be a number of seconds above 0, not {window_s!r}.")
-    return float(window_s)
+def remaining_budget(forge: Vulcan) -> int:
+    """Commits that a handle may still make in the present window."""
+    return CommitBudget(forge.staging_dir, forge.budget, forge.window_s).remaining()
 
 
 class State(NamedTuple):

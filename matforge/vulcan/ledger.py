@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class Batch:
     outbox: str
     """Folder with the files, relative to the staging folder."""
     frozen_at: float
+    splits: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """How its rows were split, for a repository that does not say so yet."""
     pull_request: int | None = None
     outcome: str | None = None
     """:data:`COMMITTED`, :data:`DISSOLVED` or None (on its way)."""
@@ -178,6 +181,7 @@ class Ledger:
             )
             return Batch(
                 number, content["repo"], content["revision"], parts, content["outbox"], content["frozen_at"],
+                content["splits"],
                 pull_request=(review or {}).get("pull_request"),
                 outcome=(outcome or {}).get("outcome"), commit=(outcome or {}).get("commit"),
             )  # fmt: skip
@@ -199,10 +203,23 @@ class Ledger:
             raise LedgerError(f"{path} is damaged: a JSON object belongs there.")
         return data
 
+    def source(self) -> str:
+        """What tells this staging folder from others that publish into the same repository."""
+        self._create("source.json", {"format": FORMAT, "source": secrets.token_hex(8)})
+        content = self._load("source.json")
+        return str((content or {})["source"])
+
     # ------------------------------------------------------------ writing
 
     def freeze(
-        self, view: View, repo: str, revision: str, parts: Iterable[Part], outbox: str, now: float
+        self,
+        view: View,
+        repo: str,
+        revision: str,
+        parts: Iterable[Part],
+        outbox: str,
+        now: float,
+        splits: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Make a batch of these files, as the next after ``view``.
 
@@ -213,7 +230,7 @@ class Ledger:
         ValueError
             If a run is in another batch already.
         """
-        batch = Batch(view.last + 1, repo, revision, tuple(parts), outbox, now)
+        batch = Batch(view.last + 1, repo, revision, tuple(parts), outbox, now, dict(splits or {}))
         for run_id in batch.shards:
             if view.batch_of(run_id) is not None:
                 raise ValueError(f"{run_id} is in batch {view.batch_of(run_id)} already")
@@ -223,6 +240,7 @@ class Ledger:
             "revision": revision,
             "outbox": outbox,
             "frozen_at": now,
+            "splits": dict(batch.splits),
             "parts": [_plain(part) for part in batch.parts],
         }
         if not self._create(f"{batch.number:06d}.json", content):
