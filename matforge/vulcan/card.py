@@ -175,7 +175,10 @@ def _generated(repo: str, index: Index, rows: Mapping[str, int]) -> str:
         "",
         "| column | type | |",
         "|---|---|---|",
-        *(f"| `{f.name}` | {f.type} | {_WHAT.get(f.name, '')} |" for f in schema.SCHEMA),
+        *(
+            f"| `{f.name}` | {str(f.type).replace('item: ', '')} | {_WHAT.get(f.name, '')} |"
+            for f in schema.SCHEMA
+        ),
     ]
     return "\n".join(lines)
 

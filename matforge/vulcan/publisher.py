@@ -5,10 +5,12 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from matforge.lease import HeldError
-from matforge.model import UsageError
+from matforge.model import MatForgeError, UsageError
 from matforge.vulcan import layout, shelf, waiting
 from matforge.vulcan.budget import CommitBudget
 from matforge.vulcan.compact import Loaded, compact, keep_apart
@@ -28,12 +30,20 @@ from matforge.vulcan.ledger import (
 from matforge.vulcan.remote import Later, Remote
 from matforge.vulcan.report import SyncReport
 from matforge.vulcan.send import Sender
-from matforge.vulcan.shard import DamagedShardError, ShardGoneError, WrongRepositoryError, load
+from matforge.vulcan.shard import (
+    DamagedShardError,
+    ShardGoneError,
+    StagedShard,
+    WrongRepositoryError,
+    load,
+)
 from matforge.vulcan.splits import SplitSpec
 from matforge.vulcan.sync import Settings
 
 BATCH_BYTES = 256 * 2**20
 """Staged bytes that one commit takes unless the caller counts shards: they are in memory at once."""
+READERS = 4
+"""Shards read at a time."""
 REJECTIONS = 3
 """Shards rejected one after the other, with nothing taken in between, that mean it is not the shards."""
 
@@ -118,10 +128,9 @@ class Publisher:
         folder = self.staging / batch.outbox
         if all(_is(folder / part.path, part.size) for part in batch.parts):
             return batch
-        loaded = [self._load(self.staging / layout.PENDING_DIRNAME / name) for name in batch.shards.values()]
         shutil.rmtree(folder, ignore_errors=True)
-        whole = [one for one in loaded if one is not None]
-        if len(whole) == len(loaded):
+        whole = self._load(self.staging / layout.PENDING_DIRNAME / name for name in batch.shards.values())
+        if len(whole) == len(batch.shards):
             made = self._write(
                 whole, SplitSpec.from_dict(batch.splits), folder, batch.parts[0].split == "", ()
             )
@@ -184,7 +193,15 @@ class Publisher:
     def _gather(self, view: View) -> list[Loaded]:
         """The next shards, checked; those of earlier batches are put where they belong."""
         only = self._halves.pop() if self._halves else None
-        taken: list[Loaded] = []
+        while chosen := self._choose(view, only):
+            shards = self._load(chosen)
+            if shards or only is not None:
+                return shards
+        return []
+
+    def _choose(self, view: View, only: set[str] | None) -> list[Path]:
+        """The files that the next batch is made of."""
+        chosen: list[Path] = []
         n_bytes = 0
         for path in layout.contents(self.staging, layout.PENDING_DIRNAME).shards:
             if path.name in self._passed or (only is not None and path.name not in only):
@@ -195,32 +212,33 @@ class Publisher:
                 if home.outcome == COMMITTED and not self.settings.dry_run:
                     shelf.move(self.staging, path.name, layout.PENDING_DIRNAME, layout.SYNCED_DIRNAME)
                 continue
-            if taken and self.settings.max_batch is None and n_bytes + _size(path) > BATCH_BYTES:
+            n_bytes += _size(path)
+            if chosen and self.settings.max_batch is None and n_bytes > BATCH_BYTES:
                 break
-            shard = self._load(path)
-            if shard is None:
-                continue
-            taken.append(shard)
-            n_bytes += shard.record.n_bytes
-            if len(taken) == self.settings.max_batch:
+            chosen.append(path)
+            if len(chosen) == self.settings.max_batch:
                 break
-        return taken
+        return chosen
 
-    def _load(self, path: Path) -> Loaded | None:
+    def _load(self, paths: Iterable[Path]) -> list[Loaded]:
+        """The shards that are whole and for us; of the others it is noted why not."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = list(pool.map(self._read, paths))
+        for path, shard in found:
+            if isinstance(shard, Loaded):
+                continue
+            self._passed.add(path.name)
+            if isinstance(shard, DamagedShardError) and not self.settings.dry_run:
+                self._fail(path.name, str(shard))
+            elif not isinstance(shard, ShardGoneError):
+                self.report.errors.append(str(shard))
+        return [shard for _, shard in found if isinstance(shard, Loaded)]
+
+    def _read(self, path: Path) -> tuple[Path, Loaded | MatForgeError]:
         try:
-            return Loaded(path, *load(path, self.settings.repo))
-        except ShardGoneError:
-            self._passed.add(path.name)
-        except WrongRepositoryError as error:
-            self._passed.add(path.name)
-            self.report.errors.append(str(error))
-        except DamagedShardError as error:
-            self._passed.add(path.name)
-            if self.settings.dry_run:
-                self.report.errors.append(str(error))
-            else:
-                self._fail(path.name, str(error))
-        return None
+            return path, Loaded(path, *load(path, self.settings.repo))
+        except (DamagedShardError, ShardGoneError, WrongRepositoryError) as error:
+            return path, error
 
     def _write(
         self, shards: list[Loaded], spec: SplitSpec, folder: Path, apart: bool, published: Iterable[str]
@@ -238,8 +256,15 @@ class Publisher:
             return frozen
         if wanted is not None:
             return wanted
-        one = len({shard.record.geometry_id for shard in shards}) == 1
-        return SplitSpec(by="row" if one else "geometry")
+        return SplitSpec(by="row" if self._one_geometry(shards[0].record.geometry_id) else "geometry")
+
+    def _one_geometry(self, geometry_id: str) -> bool:
+        """Whether all that is staged is of this geometry, not only what the first commit takes."""
+        for path in layout.contents(self.staging, layout.PENDING_DIRNAME).shards:
+            with suppress(DamagedShardError, ShardGoneError):
+                if StagedShard(path).record.geometry_id != geometry_id:
+                    return False
+        return True
 
     # ------------------------------------------------------------ sending
 
@@ -258,6 +283,7 @@ class Publisher:
         self.report.n_commits += self.sender.commits - before
         if sent.commit is not None:
             self._rejected = 0
+            self.remote.accepted(batch.revision)
             if self.sender.commits > before:
                 self.report.commit_oids.append(sent.commit)
             self._landed(batch, sent.commit)

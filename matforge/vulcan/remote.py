@@ -32,6 +32,7 @@ class Remote:
         self._settings, self._ledger = settings, ledger
         self.hub = HubRepository(settings.repo, settings.token, settings.endpoint)
         self._files: dict[tuple[str, str], bytes | None] = {}
+        self._made: dict[str, bytes] = {}
 
     def ask(self, question: Callable[[], T]) -> T:
         """Ask something that is no commit, again if the Hub stumbles.
@@ -75,7 +76,12 @@ class Remote:
         index.count(self._ledger.source(), counted.values())
         old = self._file(card.CARD_NAME, revision)
         new = card.render(self._settings.repo, index, old.decode("utf-8", "replace") if old else None)
-        return {card.INDEX_NAME: index.dump(), card.CARD_NAME: new}
+        self._made = {card.INDEX_NAME: index.dump(), card.CARD_NAME: new}
+        return dict(self._made)
+
+    def accepted(self, revision: str) -> None:
+        """What was made last is now what the repository holds."""
+        self._files.update({(name, revision): content for name, content in self._made.items()})
 
     def _index(self, revision: str) -> card.Index | None:
         data = self._file(card.INDEX_NAME, revision)
