@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from matforge.cli import vacua
+from matforge.cli import vacua, vulcan
 from matforge.cli.console import Exit, complain, leave, sentences
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(vacua.app, name="vacua")
+app.add_typer(vulcan.app, name="vulcan")
 
 RunArgument = Annotated[
     Path, typer.Argument(help="The directory of a run, or a folder that holds exactly one.")

@@ -193,3 +193,8 @@ def _split_sentence(spec: SplitSpec) -> str:
         f"Splits are fixed by a hash (salt {spec.salt!r}; {shares}): {unit[spec.by]}, on every machine and "
         f"after every update. They are frozen in `{INDEX_NAME}`."
     )
+
+
+def _column(field: Any) -> str:
+    kind = str(field.type).replace("item: ", "").replace("element: ", "")
+    return f"| `{field.name}` | {kind} | {_WHAT.get(field.name, '')} |"
