@@ -232,8 +232,9 @@ class Ledger:
         """
         batch = Batch(view.last + 1, repo, revision, tuple(parts), outbox, now, dict(splits or {}))
         for run_id in batch.shards:
-            if view.batch_of(run_id) is not None:
-                raise ValueError(f"{run_id} is in batch {view.batch_of(run_id)} already")
+            home = view.batch_of(run_id)
+            if home is not None:
+                raise ValueError(f"{run_id} is in batch {home.number} already")
         content = {
             "format": FORMAT,
             "repo": repo,

@@ -95,7 +95,7 @@ def _problems(staging_dir: Path, found: dict[str, layout.Contents]) -> Iterator[
             yield f"{state}/{path.name} was left by a process that was killed, or is just being written."
         for path in content.foreign:
             yield f"{state}/{path.name} is not ours; it is left alone."
-        for path in content.shards:
+        for path in content.shards if state != layout.FAILED_DIRNAME else ():
             if not layout.sidecar_of(path).is_file():
                 yield f"{state}/{path.name} has no sidecar."
     for path in ledger.leftovers(staging_dir / ledger.LEDGER_DIRNAME):

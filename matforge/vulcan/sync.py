@@ -132,8 +132,8 @@ def publish(settings: Settings) -> SyncReport:
     try:
         with StagingLease(settings.staging_dir) as lease:
             return Publisher(settings, lease).run()
-    except PermissionError as error:
+    except OSError as error:  # of this machine: those of the Hub are dealt with where they occur
         raise MatForgeError(
-            f"{error.filename or settings.staging_dir} cannot be written ({error.strerror}); "
+            f"{error.filename or settings.staging_dir} cannot be written ({error.strerror or error}); "
             "publishing has to move shards and keep its ledger there."
         ) from error
