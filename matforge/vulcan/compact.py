@@ -8,11 +8,10 @@ is the hash of the shards in it: what was sent once has the same name when it is
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,12 +21,15 @@ import pyarrow.parquet as pq
 from matforge.vulcan import schema
 from matforge.vulcan.hub import sha256_of
 from matforge.vulcan.ledger import Part, Run
+from matforge.vulcan.parts import manifest
 from matforge.vulcan.shard import ShardRecord
 from matforge.vulcan.splits import SplitSpec
-from matforge.vulcan.writer import ROW_GROUP_ROWS, SMALL_BYTES, parquet_options
+from matforge.vulcan.writer import SMALL_BYTES, write_parquet
 
 FILES_PER_FOLDER = 9_000
 """A Hub takes 10,000 entries in a folder; what comes later goes into a folder of its own."""
+
+_ARROW = b"ARROW:schema"
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,12 @@ def _write(pieces: list[_Piece], split: str, h12: int, h11: int, outbox: Path, t
     # rows that lie in thousands of chunks would become thousands of row groups
     table = pa.concat_tables([_columns(piece.table) for piece in pieces]).combine_chunks()
     records = [replace(piece.shard.record, n_rows=piece.table.num_rows) for piece in pieces]
-    manifest = json.dumps([record.as_dict() for record in records], separators=(",", ":"))
-    metadata = {schema.VERSION_KEY: schema.SCHEMA_VERSION, schema.SHARDS_KEY: manifest}
+    metadata = {schema.VERSION_KEY: schema.SCHEMA_VERSION, schema.SHARDS_KEY: manifest(records)}
     inputs = "\n".join(f"{record.run_id} {record.sha256}" for record in records)
     name = f"part-{hashlib.sha256(inputs.encode()).hexdigest()[:20]}.parquet"
     path = f"{_folder(f'data/split={split}/h12={h12}/h11={h11}', taken)}/{name}"
     target = outbox / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_table(table.replace_schema_metadata(metadata), target)
+    _write_file(table, metadata, target)
     runs = tuple(piece.run for piece in pieces)
     return Part(path, sha256_of(target), target.stat().st_size, table.num_rows, split, runs)
 
@@ -121,13 +121,11 @@ def _folder(base: str, taken: Counter[str]) -> str:
     return folder
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table as published files are."""
+def _write_file(table: pa.Table, metadata: Mapping[str, str], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         # always as a large one: a published file is compressed well, however few rows it has
-        options = parquet_options(table.schema, max(table.nbytes, SMALL_BYTES))
-        with pq.ParquetWriter(file, table.schema, **options) as writer:
-            writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        write_parquet(file, table, metadata, max(table.nbytes, SMALL_BYTES))
         file.flush()
         os.fsync(file.fileno())
 
@@ -140,8 +138,9 @@ def keep_apart(shards: Sequence[Loaded], outbox: Path) -> list[Part]:
         target = outbox / record.path_in_repo
         target.parent.mkdir(parents=True, exist_ok=True)
         if schema.extras(shard.table.schema):  # as it is, it could not be read together with others
-            folded = schema.fold_extras(shard.table)
-            write_table(folded.replace_schema_metadata(shard.table.schema.metadata), target)
+            stored = pq.read_metadata(shard.path).metadata
+            kept = {key.decode(): value.decode() for key, value in stored.items() if key != _ARROW}
+            _write_file(schema.fold_extras(shard.table), kept, target)
         else:
             shutil.copyfile(shard.path, target)
         run = Run(record.run_id, shard.path.name, record.n_rows)

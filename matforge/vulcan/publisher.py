@@ -27,6 +27,7 @@ from matforge.vulcan.ledger import (
     Part,
     View,
 )
+from matforge.vulcan.parts import keep
 from matforge.vulcan.remote import Later, Remote
 from matforge.vulcan.report import SyncReport
 from matforge.vulcan.send import Sender
@@ -308,6 +309,8 @@ class Publisher:
         for name in batch.shards.values():
             for state in (layout.PENDING_DIRNAME, layout.IN_REVIEW_DIRNAME):
                 shelf.move(self.staging, name, state, layout.SYNCED_DIRNAME)
+        # readers take the rows of many shards from the files that were published
+        keep(self.staging, [self.staging / batch.outbox / part.path for part in batch.parts])
         self._drop(batch)
         waiting.clear(self.staging)
         self.report.n_committed += len(batch.shards)

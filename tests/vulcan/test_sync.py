@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from matforge.model import MatForgeError, UsageError
@@ -15,6 +17,7 @@ from matforge.vulcan import layout
 from matforge.vulcan.errors import BusyError, RefusedError
 from matforge.vulcan.lease import StagingLease
 from matforge.vulcan.ledger import LEDGER_DIRNAME, OUTBOX_DIRNAME, Ledger
+from matforge.vulcan.schema import PROVENANCE_KEY
 from matforge.vulcan.splits import SplitSpec
 from matforge.vulcan.writer import list_pending, move_to
 from tests.vulcan.hub import LoopbackHub
@@ -84,6 +87,20 @@ def test_without_compaction_each_shard_keeps_its_own_path(hub: LoopbackHub, tmp_
     paths = sorted(hub.repositories[REPO].files(".parquet"))
     assert sorted(path.rpartition("/")[2] for path in paths) == sorted(f"run_{run}.parquet" for run in runs)
     assert all(path.startswith("h12_2/h11_3/bucket_") for path in paths)
+
+
+def test_a_shard_with_columns_of_its_own_is_published_apart_with_the_columns_of_all(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """D11: files of different columns cannot be read together."""
+    handle = forge(tmp_path)
+    handle.write(vacua(2).assign(mine="x"), {"h11": 3, "h12": 2, "ks_id": 7}, tadpole_charge=12)
+    stage(handle, 1)
+    publish(handle, hub, compact=False)
+    schemas = [pq.read_schema(io.BytesIO(data)) for data in hub.repositories[REPO].files(".parquet").values()]
+    assert schemas[0].names == schemas[1].names
+    assert all(PROVENANCE_KEY.encode() in schema.metadata for schema in schemas)
+    assert [row["extra_data"] for row in hub.repositories[REPO].rows()].count('{"mine": "x"}') == 2
 
 
 def test_nothing_staged_is_nothing_asked(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -662,10 +679,6 @@ def test_the_first_commit_freezes_how_the_repository_is_split(hub: LoopbackHub, 
 
 
 def _rows(hub: LoopbackHub, path: str) -> list[dict[str, Any]]:
-    import io
-
-    import pyarrow.parquet as pq
-
     return pq.read_table(io.BytesIO(hub.repositories[REPO].files()[path])).to_pylist()  # type: ignore[no-any-return]
 
 
