@@ -244,7 +244,8 @@ def numbers(
         return pa.nulls(len(array), field.type)
     if not is_list(array.type) or not _numeric(array.type.value_type):
         return _same(array, False, field, "a list of numbers", complaints)
-    array = array.cast(pa.list_(array.type.value_type))
+    if not pa.types.is_list(array.type):
+        array = array.cast(pa.list_(array.type.value_type))
     sizes = list_lengths(array)
     before = len(complaints.found)
     if not field.nullable:
@@ -262,10 +263,11 @@ def _numeric(found: pa.DataType) -> bool:
     return is_number(found) or bool(pa.types.is_null(found))
 
 
-def list_lengths(array: pa.Array) -> NDArray[np.int64]:
+def list_lengths(array: pa.ListArray) -> NDArray[np.int64]:
     """Entries of each list, (rows,); 0 where there is none."""
-    sizes = pc.list_value_length(array)
-    return (sizes.fill_null(0) if sizes.null_count else sizes).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    if array.null_count:
+        return pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+    return np.diff(array.offsets.to_numpy()).astype(np.int64)  # type: ignore[no-any-return]
 
 
 def _even(name: str, sizes: NDArray[np.int64], length: int | None, complaints: Complaints) -> None:

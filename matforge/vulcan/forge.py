@@ -170,9 +170,9 @@ class Vulcan:
         batch = validate.prepare(
             df, geometry, tadpole_charge=tadpole_charge, solver=solver, provenance=provenance, now=now
         )
-        if run_id is None:
-            run_id = self._new_run_id(batch, extra, now)
-        return writer.stage(self.staging_dir, self.repo, batch, run_id)
+        if run_id is not None:
+            return writer.stage(self.staging_dir, self.repo, batch, run_id)
+        return writer.stage(self.staging_dir, self.repo, batch, self._new_run_id(batch, extra, now), new=True)
 
     def _new_run_id(self, batch: Any, extra: Mapping[str, Any], now: datetime) -> str:
         offered = {

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
@@ -82,7 +83,7 @@ class GeometryId:
         """Those of the six that are not missing."""
         return {key: value for key, value in self.keys.items() if value != MISSING}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The id, 16 hex digits."""
         data: dict[str, Any] = self.keys

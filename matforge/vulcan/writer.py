@@ -50,6 +50,8 @@ __all__ = [
     "write_parquet",
 ]
 
+SMALL_ROWS = 512
+"""Tables of so few rows are small whatever is in them; to add up their bytes would take a while."""
 SMALL_BYTES = 1 << 20
 """Tables below this are written with the cheaper compression: setting up the better one costs more than
 everything else, and what is published is compressed again."""
@@ -69,16 +71,16 @@ def parquet_options(schema: pa.Schema, n_bytes: int) -> dict[str, Any]:
     Text, keys and fluxes repeat and get dictionaries; floats do not, and their bytes are split into
     streams where that pays. Checksums of pages tell a damaged file.
     """
-    floats = [path for path, kind in _leaves(schema) if pa.types.is_floating(kind)]
     common: dict[str, Any] = {"write_page_checksum": True, "version": "2.6"}
     if n_bytes < SMALL_BYTES:
         return {**common, "compression": "snappy", "use_dictionary": False, "store_schema": False}
-    others = [path for path, kind in _leaves(schema) if not pa.types.is_floating(kind)]
+    leaves = _leaves(schema)
+    floats = [path for path, kind in leaves if pa.types.is_floating(kind)]
     return {
         **common,
         "compression": "zstd",
         "compression_level": 3,
-        "use_dictionary": [path for path in others if path != "created_at"],
+        "use_dictionary": [path for path, _ in leaves if path not in floats and path != "created_at"],
         "use_byte_stream_split": floats,
         "write_page_index": True,
     }
@@ -94,7 +96,7 @@ def _leaves(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     ]
 
 
-def stage(staging_dir: Path, repo: str, batch: Batch, run_id: str) -> StagedShard:
+def stage(staging_dir: Path, repo: str, batch: Batch, run_id: str, *, new: bool = False) -> StagedShard:
     """Write a batch to ``pending/``.
 
     Parameters
@@ -106,6 +108,8 @@ def stage(staging_dir: Path, repo: str, batch: Batch, run_id: str) -> StagedShar
     run_id : str
         If a shard of this geometry and run id is there already, in whatever state, and holds the same
         vacua, it is returned and nothing is written, so that a task that is run again stages once.
+    new : bool
+        The run id was made for this batch, so nobody need look whether it is there.
 
     Raises
     ------
@@ -116,7 +120,8 @@ def stage(staging_dir: Path, repo: str, batch: Batch, run_id: str) -> StagedShar
     """
     name = layout.ShardName.of(batch.geometry, run_id).local
     table = batch.table(run_id)
-    for there in layout.find(staging_dir, name):
+    there = None if new else next(layout.find(staging_dir, name), None)
+    if there is not None:
         return _already(there, table)
     record = ShardRecord.of_blob(_blob(batch, run_id), repo)
     data = _encode(table, record)
@@ -153,7 +158,7 @@ def _encode(table: pa.Table, record: ShardRecord) -> memoryview:
         REPO_KEY: record.repo or "",
     }
     sink = pa.BufferOutputStream()
-    write_parquet(sink, table, metadata, table.nbytes)
+    write_parquet(sink, table, metadata, table.nbytes if table.num_rows > SMALL_ROWS else 0)
     return memoryview(sink.getvalue())
 
 
