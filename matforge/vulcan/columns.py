@@ -62,7 +62,8 @@ def to_arrow(name: str, values: Any, complaints: Complaints) -> pa.Array | None:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if not isinstance(values, pa.Array):
-        values = getattr(values, "values", values)  # what a pandas column stands for
+        if isinstance(getattr(values, "dtype", None), np.dtype):
+            values = np.asarray(values)  # Arrow asks a pandas column for many things first
         try:
             values = pa.array(values, from_pandas=True)
         except _CONVERSION as error:

@@ -118,7 +118,7 @@ def _converted(given: Mapping[str, Any], where: GeometryId, complaints: Complain
     """All columns that can be, with their final types."""
     found: dict[str, pa.Array] = {}
     for name, values in given.items():
-        if name in RESERVED or name == EXTRA:
+        if name in RESERVED:
             complaints.add(name, "is a name that the data set itself uses; rename the column")
             continue
         if name == "run_id":
@@ -133,6 +133,9 @@ def _converted(given: Mapping[str, Any], where: GeometryId, complaints: Complain
 
 def _one(name: str, array: pa.Array, where: GeometryId, complaints: Complaints) -> pa.Array | None:
     known = _FIELDS.get(name)
+    if name == EXTRA and array.null_count < len(array):
+        complaints.add(name, "is filled when shards are published; give columns of your own instead")
+        return None
     if known is None:
         return col.own(name, array, complaints)
     if not pa.types.is_list(known.type):
