@@ -32,7 +32,7 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
     }
     loose = [f.name for f in table.schema if f.name not in _FULL and f.type in kinds]
     rest = table.drop_columns(loose) if loose else table
-    frame = rest.to_pandas(split_blocks=True, ignore_metadata=True)
+    frame = rest.to_pandas(ignore_metadata=True)
     if not loose:
         return frame
     nullable = table.select(loose).to_pandas(types_mapper=kinds.get, ignore_metadata=True)
