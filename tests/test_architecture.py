@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "_version", "model", "lease", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
+    "_version", "model", "lease", "vulcan", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
     "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
     "pipeline", "concurrent",
     "vacua.campaign", "cli", "__main__",
@@ -131,6 +131,24 @@ def test_the_engine_imports_nothing_of_the_physics() -> None:
     assert wrong == []
 
 
+def test_publishing_imports_nothing_of_the_engine_and_only_the_vault_the_physics() -> None:
+    wrong = [
+        str(found)
+        for found in filter(is_ours, ALL)
+        if room_of_file(found.path) == "vulcan"
+        and room_of_name(found.name) not in ("vulcan", "model", "lease", "_version")
+        and not (found.path.startswith("matforge/vulcan/vault/") and room_of_name(found.name) == "vacua")
+    ]
+    assert wrong == []
+
+
+def test_nothing_but_the_commands_and_the_campaign_publishes() -> None:
+    users = {
+        room_of_file(found.path) for found in filter(is_ours, ALL) if room_of_name(found.name) == "vulcan"
+    }
+    assert users <= {"vulcan", "vacua.campaign", "cli"}
+
+
 def test_the_campaign_knows_of_the_workers_only_what_happens_once_on_a_node() -> None:
     used = {found.name for found in filter(is_ours, ALL) if room_of_file(found.path) == "vacua.campaign"}
     inner = {name for name in used if room_of_name(name) in ("worker", "engine", "executors")}
@@ -190,6 +208,11 @@ def loaded_by(statement: str) -> set[str]:
         ("from matforge import Pipeline, RunFailedError, FluxManager", HEAVY),
         ("import matforge.vacua", (*HEAVY, "numpy")),
         ("import matforge.vacua.campaign", ("jax", "jaxlib", "pandas", "flux", "scipy")),
+        ("import matforge.vulcan", (*HEAVY, "numpy")),
+        (
+            "from matforge.vulcan import Vulcan; Vulcan(repo='a/b', staging_dir='x').list_pending()",
+            ("jax", "jaxlib", "numba", "pandas", "scipy", "huggingface_hub", "datasets"),
+        ),
         ("import matforge.worker.agent", (*HEAVY, "numpy", "cloudpickle")),
         ("import matforge.strategies", HEAVY),
     ],

@@ -123,7 +123,7 @@ def is_number(found: pa.DataType) -> bool:
 
 def rows_where(mask: NDArray[np.bool_]) -> list[int]:
     """Row numbers at which ``mask`` (rows,) holds."""
-    return np.flatnonzero(mask).tolist()  # type: ignore[no-any-return]
+    return np.flatnonzero(mask).tolist()
 
 
 def missing_rows(array: pa.Array) -> list[int]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,34 +39,29 @@ class FeatureSpec:
         If one of these cannot be used.
     """
 
-    features: tuple[str, ...]
+    features: Sequence[str]
     list_max_len: int | Mapping[str, int] | None = None
     list_fill: float | Mapping[str, float] = 0
     keep_geometry_id: bool = True
 
     def __post_init__(self) -> None:
-        names: Sequence[str] = self.features
+        names: Any = self.features
         found = () if isinstance(names, str) else tuple(names)
         if not found or not all(isinstance(name, str) for name in found) or len(set(found)) != len(found):
             raise UsageError(f"features is a list of different names of columns, not {names!r}.")
         object.__setattr__(self, "features", found)
-        lengths = (
-            self.list_max_len.values() if isinstance(self.list_max_len, Mapping) else [self.list_max_len]
-        )
-        for length in lengths:
-            whole = isinstance(length, Integral) and not isinstance(length, bool)
-            if length is not None and not (whole and length >= 1):
+        for length in _values(self.list_max_len):
+            if length is not None and not (_is(length, Integral) and length >= 1):
                 raise UsageError(f"list_max_len must be a whole number of at least 1, not {length!r}.")
-        fills = self.list_fill.values() if isinstance(self.list_fill, Mapping) else [self.list_fill]
-        for fill in fills:
-            if not isinstance(fill, Real) or isinstance(fill, bool):
+        for fill in _values(self.list_fill):
+            if not _is(fill, Real):
                 raise UsageError(f"list_fill must be a number, not {fill!r}.")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the result."""
         extra = self.keep_geometry_id and "geometry_id" not in self.features
-        return (*self.features, "geometry_id") if extra else self.features
+        return (*self.features, "geometry_id") if extra else tuple(self.features)
 
     def apply(self, table: pa.Table) -> pa.Table:
         """Those columns of ``table``, with lists as lists of a fixed size.
@@ -90,6 +86,14 @@ class FeatureSpec:
             return array
         fill = _of(self.list_fill, name) or 0
         return _padded(name, array, int(length), fill)
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, Mapping) else [value]
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _of(value: float | Mapping[str, float] | None, name: str) -> float | None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from matforge.model import UsageError
 from matforge.vulcan import runid, settings
 from matforge.vulcan.splits import SplitSpec
 
@@ -88,7 +89,7 @@ class Vulcan:
         if "repo" not in arguments:
             found = settings.setting("REPO", os.environ)
             if found is None:
-                raise settings.UsageError(
+                raise UsageError(
                     "No repository is given: set MATFORGE_VULCAN_REPO to owner/name, or pass repo=."
                 )
             arguments["repo"] = found

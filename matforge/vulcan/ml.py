@@ -174,7 +174,7 @@ class VulcanMLView:
             raise UsageError("Columns are chosen with a FeatureSpec, not in query_filters.")
         where = filters.pop("where", None)
         needed = None if features is None else features.columns
-        published = split if self.spec == self._frozen else None
+        published = split if self.spec == self._frozen and self.reader.in_splits() else None
         by_row = self.spec if self.spec.by == "row" and published is None else None
         if by_row is not None and needed is not None:
             needed = tuple(dict.fromkeys([*needed, *_KEYS]))

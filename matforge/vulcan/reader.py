@@ -182,6 +182,10 @@ class VulcanReader:
             chosen = conditions.both(chosen, pc.field("split") == split)
         return self.source.files(entries if chosen is None else entries.filter(chosen)), request
 
+    def in_splits(self) -> bool:
+        """Whether every file was published as part of a split."""
+        return bool(self._entries()["split"].null_count == 0)
+
     def geometries(self, filters: Mapping[str, Any]) -> list[str]:
         """Ids of the geometries that have shards meeting these conditions, sorted."""
         entries, chosen = self._entries(), conditions.expression(filters, conditions.SHARD_FILTERS)

@@ -39,8 +39,13 @@ INDEX_NAME = "matforge.json"
 class Source(Protocol):
     """What a reader needs of a place."""
 
-    filesystem: Any
-    skipped: dict[str, str]
+    @property
+    def filesystem(self) -> Any:
+        """The file system for Arrow; None is that of this machine."""
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Files that are no usable shards, and why."""
 
     def entries(self, *, refresh: bool = False) -> pa.Table:
         """The catalogue: a row for each shard (and file, where its rows lie in several)."""
@@ -62,7 +67,7 @@ class LocalSource:
         One of :data:`LOCAL_SOURCES`.
     """
 
-    filesystem = None
+    filesystem: Any = None
 
     def __init__(self, staging_dir: Path, source: str = "synced") -> None:
         if source not in LOCAL_SOURCES:
