@@ -217,9 +217,9 @@ def unfit(values: NDArray[Any], limits: np.iinfo[Any]) -> NDArray[np.bool_]:
     """Which numbers are not whole, or outside of ``limits``."""
     if values.dtype.kind == "f":
         # 2**63 as a float is just outside, so the upper end is compared strictly
-        return ~(
-            (values >= float(limits.min)) & (values < float(limits.max) + 1) & (np.floor(values) == values)
-        )
+        inside = (values >= float(limits.min)) & (values < float(limits.max) + 1)
+        outside: NDArray[np.bool_] = ~(inside & (np.floor(values) == values))
+        return outside
     if values.dtype.kind == "u":
         return values > limits.max
     return (values < limits.min) | (values > limits.max)
