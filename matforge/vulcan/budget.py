@@ -16,15 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from matforge.lease import HeldError, Lease
+from matforge.lease import Lease
 from matforge.vulcan import layout
+from matforge.vulcan.lease import BriefLease
 from matforge.vulcan.settings import DEFAULT_BUDGET, DEFAULT_WINDOW_S, check_budget, check_window
 
 if TYPE_CHECKING:
     from matforge.vulcan.forge import Vulcan
-
-_PATIENCE_S = 30.0
-"""How long to wait for another process that holds the file for the moment it takes to write it."""
 
 
 def remaining_budget(forge: Vulcan) -> int:
@@ -91,7 +89,7 @@ class CommitBudget:
 
     def take(self) -> bool:
         """Take a slot if there is one; safe between processes."""
-        with _Brief(self.path) as lease:
+        with BriefLease(self.path) as lease:
             now = self._clock()
             state = self._read(now)
             free = len(self._in_window(state, now)) < self.budget
@@ -101,7 +99,7 @@ class CommitBudget:
 
     def reset(self) -> None:
         """Forget every slot; for a person who knows that nothing was sent."""
-        with _Brief(self.path):
+        with BriefLease(self.path):
             self.path.unlink(missing_ok=True)
 
     def _in_window(self, state: State, now: float) -> list[float]:
@@ -140,25 +138,3 @@ class CommitBudget:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
-
-
-class _Brief(Lease):
-    """Hold the budget file for a moment, waiting for whoever else does."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.with_name(f"{path.name}.lock"))
-
-    def __enter__(self) -> Lease:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                self.acquire(time.time())
-                return self
-            except HeldError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.002)
-
-    def __exit__(self, *_: object) -> None:
-        self.release()

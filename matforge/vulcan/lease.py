@@ -52,3 +52,34 @@ class StagingLease(Lease):
                 self.renew(time.time())
             except (HeldError, OSError):
                 return  # the publisher finds out before it freezes anything
+
+
+class BriefLease(Lease):
+    """The lock of one file that is changed in a moment; on entering, others are waited for.
+
+    Parameters
+    ----------
+    path : Path
+        The file; the lock lies beside it.
+    patience_s : float
+        After this, whoever still holds it is reported.
+    """
+
+    def __init__(self, path: Path, patience_s: float = 30.0) -> None:
+        super().__init__(path.with_name(f"{path.name}.lock"))
+        self._patience_s = patience_s
+
+    def __enter__(self) -> BriefLease:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self.acquire(time.time())
+                return self
+            except HeldError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.002)
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,123 @@
+"""From what people hand in to rows that can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from matforge.model import UsageError
+from matforge.vulcan import columns as col
+from matforge.vulcan.identity import GEOMETRY_KEYS, HASH_KEY, GeometryId
+from matforge.vulcan.problems import BatchError, Problem
+from matforge.vulcan.validate import Batch, prepare
+from matforge.vulcan.vault import places
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from matforge.vacua.geometry import Geometry
+
+
+def loaded(model: Any) -> Geometry | None:
+    """A geometry from itself, its name or its file."""
+    if model is None:
+        return None
+    from matforge.vacua.geometry import Geometry, load_geometry
+
+    if isinstance(model, Geometry):
+        return model
+    if isinstance(model, str | Path):
+        return load_geometry(model)
+    raise UsageError(f"model is a Geometry, or the name or file of one, not {type(model).__name__}.")
+
+
+def identity_of(geometry: Geometry | None, identity: Mapping[str, Any] | None) -> GeometryId:
+    """The geometry's id, from whichever is given; both must agree."""
+    if geometry is None:
+        if identity is None:
+            raise UsageError("Which geometry? Give model=, or identity={'h11': ..., 'h12': ..., ...}.")
+        return GeometryId.of(identity)
+    where = GeometryId.of(geometry)
+    if identity is not None and GeometryId.of(identity).id != where.id:
+        raise UsageError(f"identity {dict(identity)} is not that of {geometry.name}; leave it out.")
+    return where
+
+
+def identity_in(frame: pd.DataFrame) -> dict[str, Any]:
+    """The geometry's keys in the columns of vacua that were staged."""
+    row = frame.iloc[0]
+    digest = row.get(HASH_KEY)
+    keys = {key: int(row[key]) for key in GEOMETRY_KEYS}
+    return {**keys, **({HASH_KEY: digest} if isinstance(digest, str) else {})}
+
+
+def values_of(table: pa.Table) -> tuple[Any, Any, Any]:
+    """Flux quanta (B, n) int64, moduli (B, h) and tau (B,) complex, of a checked table."""
+    flux, real, imaginary = (
+        col.matrix(table[name].combine_chunks()) for name in ("flux", "moduli_re", "moduli_im")
+    )
+    tau = table["tau_re"].to_numpy() + 1j * table["tau_im"].to_numpy()
+    return flux.astype(np.int64), real + 1j * imaginary, tau
+
+
+def points_of(rows: pa.Table, width: int, h: int) -> tuple[Any, Any, Any]:
+    """The same of rows of the catalogue, which has no tau; sameness does not depend on it."""
+    if not rows.num_rows:
+        return np.zeros((0, width), np.int64), np.zeros((0, h), complex), np.zeros(0, complex)
+    with_tau = rows.append_column("tau_re", pa.repeat(0.0, rows.num_rows))
+    return values_of(with_tau.append_column("tau_im", pa.repeat(1.0, rows.num_rows)))
+
+
+def without_tags(df: Any) -> tuple[Any, list[list[str]] | None]:
+    """The frame without its column of tags, and the tags of each row."""
+    names = getattr(df, "column_names", None) or list(getattr(df, "columns", None) or df)
+    if "tags" not in names:
+        return df, None
+    if isinstance(df, pa.Table):
+        return df.drop_columns(["tags"]), [places.check_tags(tags) for tags in df["tags"].to_pylist()]
+    rest = {name: df[name] for name in names if name != "tags"}
+    return rest, [places.check_tags(tags) for tags in df["tags"]]
+
+
+def sound(frame: Any, where: GeometryId, force: bool) -> tuple[list[int], Batch]:
+    """The rows that can be read as vacua at all, and their numbers in the frame."""
+    table = as_table(frame)
+    rows = list(range(table.num_rows if table is not None else 0))
+    try:
+        batch = prepare(frame, where, tadpole_charge=0)
+        return list(range(batch.n_rows)), batch
+    except BatchError as error:
+        bad = {row for problem in error.problems for row in problem.rows}
+        if not force or table is None or not all(problem.rows for problem in error.problems):
+            raise
+        kept = [row for row in rows if row not in bad]
+        return kept, prepare(table.take(pa.array(kept, pa.int64())), where, tadpole_charge=0)
+
+
+def as_table(frame: Any) -> pa.Table | None:
+    """A frame as a table, if it is one; None if Arrow cannot hold it."""
+    try:
+        if isinstance(frame, pa.Table):
+            return frame
+        if isinstance(frame, Mapping):
+            return pa.table({name: pa.array(list(values)) for name, values in frame.items()})
+        return pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError):
+        return None
+
+
+def renumbered(problem: Problem, kept: Sequence[int]) -> Problem:
+    return replace(problem, rows=tuple(kept[row] for row in problem.rows))
+
+
+def column(values: Any, field: pa.Field, n: int) -> pa.Array:
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks().cast(field.type)
+    if isinstance(values, list | np.ndarray):
+        return pa.array(values, field.type)
+    return pa.repeat(pa.scalar(values, field.type), n)
