@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from matforge.cli import vacua, vulcan
+from matforge.cli import vacua, vault, vulcan
 from matforge.cli.console import Exit, complain, leave, sentences
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(vacua.app, name="vacua")
 app.add_typer(vulcan.app, name="vulcan")
+app.add_typer(vault.app, name="vault")
 
 RunArgument = Annotated[
     Path, typer.Argument(help="The directory of a run, or a folder that holds exactly one.")

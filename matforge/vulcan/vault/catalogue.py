@@ -29,6 +29,8 @@ SCHEMA = pa.schema(
         pa.field("flux", pa.list_(pa.int32()), nullable=False),
         pa.field("moduli_re", pa.list_(pa.float64()), nullable=False),
         pa.field("moduli_im", pa.list_(pa.float64()), nullable=False),
+        pa.field("tau_re", pa.float64(), nullable=False),
+        pa.field("tau_im", pa.float64(), nullable=False),
         pa.field("N_flux", pa.int32(), nullable=False),
         pa.field("is_susy", pa.bool_()),
         pa.field("tags", pa.list_(pa.string()), nullable=False),

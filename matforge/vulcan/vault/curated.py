@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from matforge.vacua.geometry import Geometry
     from matforge.vulcan.forge import Vulcan
+    from matforge.vulcan.vault.session import SessionStore
 
 DATA_DIRNAME = "data"
 _AGE = re.compile(r"(\d+)\s*([dhw])")
@@ -128,7 +129,7 @@ class Vault:
             )
         frame, row_tags = intake.without_tags(df)
         kept, batch = intake.sound(frame, where, force)
-        table = batch.table(source_run_id or "vault")
+        table = intake.checked_table(batch, source_run_id or "vault")
         with self._catalogue.lock() as lease:
             known = self._catalogue.read()
             problems = self._judge(known, table, geometry, where, validate, f_term_tol, tadpole_limit)
@@ -158,7 +159,7 @@ class Vault:
                 geometry, flux, z, tau, susy, f_term_tol=f_term_tol, tadpole_limit=tadpole_limit
             )
         here = known.filter(pc.and_(pc.equal(known["geometry_id"], where.id), pc.invert(known["retracted"])))
-        old = intake.points_of(here, flux.shape[1], z.shape[1])
+        old = intake.values_of(here) if here.num_rows else intake.nothing_of(flux.shape[1], z.shape[1])
         twice = checks.duplicates(geometry, (flux, z, tau), old)
         if len(twice):
             problems = [*problems, Problem("", "the same vacuum is there already", tuple(map(int, twice)))]
@@ -176,7 +177,7 @@ class Vault:
         ids = list(range(first, first + table.num_rows))
         file = f"{DATA_DIRNAME}/h12_{where.h12}/h11_{where.h11}/{where.id}/vacua-{first:08d}.parquet"
         catalogue.write_table(
-            self.folder / file, table.addcolumn(0, "designated_id", pa.array(ids, pa.int64()))
+            self.folder / file, table.add_column(0, "designated_id", pa.array(ids, pa.int64()))
         )
         flux, _, _ = intake.values_of(table)
         now = datetime.fromtimestamp(self._clock(), UTC)
@@ -215,6 +216,45 @@ class Vault:
         frame = frame.dropna(axis="columns", how="all")
         return self.designate(frame, label, committed_by, source_run_id=run_id, **options)
 
+    def deposit(
+        self,
+        df: Any,
+        store: SessionStore,
+        *,
+        model: Geometry | str | None = None,
+        identity: Mapping[str, Any] | None = None,
+        designate: bool = False,
+        label: str = "",
+        committed_by: str = "",
+        validate_before_designate: bool = True,
+        tags: Iterable[str] = (),
+    ) -> list[int]:
+        """Keep the result of a search as a session and, if asked, designate it.
+
+        Parameters
+        ----------
+        df, model, identity, label, committed_by, tags
+            As for :meth:`designate`.
+        store : SessionStore
+        designate, validate_before_designate : bool
+
+        Returns
+        -------
+        list of int
+            Numbers of the designated vacua; none if they are only kept.
+        """
+        if designate:  # told before anything is written
+            places.check_label(label)
+            places.check_person(committed_by, "committed_by")
+        tags = places.check_tags(tags)
+        run_id = store.write(df, model=model, identity=identity, tags=tags)
+        if not designate:
+            return []
+        return self.designate(
+            df, label, committed_by, model=model, identity=identity, tags=tags,
+            validate=validate_before_designate, source_run_id=run_id,
+        )  # fmt: skip
+
     # ------------------------------------------------------------ look up
 
     def query(self, **filters: Any) -> pd.DataFrame:
@@ -238,7 +278,7 @@ class Vault:
         chosen = chosen.sort_by("designated_id")
         for name in chosen.column_names:
             if name not in data.column_names:
-                data = data.appendcolumn(chosen.schema.field(name), chosen[name].combine_chunks())
+                data = data.append_column(chosen.schema.field(name), chosen[name].combine_chunks())
         return to_pandas(data)
 
     def load_local_vacua(
@@ -292,7 +332,7 @@ class Vault:
             for name, value in changes.items():
                 field = catalogue.SCHEMA.field(name)
                 new = pc.if_else(hit, pa.scalar(value, field.type), known[name])
-                table = table.setcolumn(table.column_names.index(name), field, new)
+                table = table.set_column(table.column_names.index(name), field, new)
             audit = [{"designated_id": i, "reason": reason, "by": by, "at": now} for i in sorted(wanted)]
             lease.check()
             self._catalogue.note(pa.Table.from_pylist(audit, schema=catalogue.RETRACTIONS))
@@ -361,7 +401,7 @@ class Vault:
                 catalogue.write_table(self.folder / renamed[file], self._data(file, staying))
         files = [renamed.get(file, file) for file in staying["file"].to_pylist()]
         index = staying.column_names.index("file")
-        table = staying.setcolumn(index, catalogue.SCHEMA.field("file"), pa.array(files, pa.string()))
+        table = staying.set_column(index, catalogue.SCHEMA.field("file"), pa.array(files, pa.string()))
         self._catalogue.replace(table, catalogue.next_id(known))
         for file in touched:
             (self.folder / file).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from matforge.model import UsageError
 from matforge.vulcan import columns as col
@@ -16,11 +17,14 @@ from matforge.vulcan.identity import GEOMETRY_KEYS, HASH_KEY, GeometryId
 from matforge.vulcan.problems import BatchError, Problem
 from matforge.vulcan.validate import Batch, prepare
 from matforge.vulcan.vault import places
+from matforge.vulcan.vault.checks import tadpoles
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from matforge.vacua.geometry import Geometry
+
+UNKNOWN_CHARGE = -(2**31)
 
 
 def loaded(model: Any) -> Geometry | None:
@@ -65,17 +69,14 @@ def values_of(table: pa.Table) -> tuple[Any, Any, Any]:
     return flux.astype(np.int64), real + 1j * imaginary, tau
 
 
-def points_of(rows: pa.Table, width: int, h: int) -> tuple[Any, Any, Any]:
-    """The same of rows of the catalogue, which has no tau; sameness does not depend on it."""
-    if not rows.num_rows:
-        return np.zeros((0, width), np.int64), np.zeros((0, h), complex), np.zeros(0, complex)
-    with_tau = rows.append_column("tau_re", pa.repeat(0.0, rows.num_rows))
-    return values_of(with_tau.append_column("tau_im", pa.repeat(1.0, rows.num_rows)))
+def nothing_of(width: int, h: int) -> tuple[Any, Any, Any]:
+    """:func:`values_of` no rows."""
+    return np.zeros((0, width), np.int64), np.zeros((0, h), complex), np.zeros(0, complex)
 
 
 def without_tags(df: Any) -> tuple[Any, list[list[str]] | None]:
     """The frame without its column of tags, and the tags of each row."""
-    names = getattr(df, "column_names", None) or list(getattr(df, "columns", None) or df)
+    names = df.column_names if isinstance(df, pa.Table) else list(getattr(df, "columns", df))
     if "tags" not in names:
         return df, None
     if isinstance(df, pa.Table):
@@ -87,16 +88,33 @@ def without_tags(df: Any) -> tuple[Any, list[list[str]] | None]:
 def sound(frame: Any, where: GeometryId, force: bool) -> tuple[list[int], Batch]:
     """The rows that can be read as vacua at all, and their numbers in the frame."""
     table = as_table(frame)
+    charge = _charge(table)
     rows = list(range(table.num_rows if table is not None else 0))
     try:
-        batch = prepare(frame, where, tadpole_charge=0)
+        batch = prepare(frame, where, tadpole_charge=charge)
         return list(range(batch.n_rows)), batch
     except BatchError as error:
         bad = {row for problem in error.problems for row in problem.rows}
         if not force or table is None or not all(problem.rows for problem in error.problems):
             raise
         kept = [row for row in rows if row not in bad]
-        return kept, prepare(table.take(pa.array(kept, pa.int64())), where, tadpole_charge=0)
+        return kept, prepare(table.take(pa.array(kept, pa.int64())), where, tadpole_charge=charge)
+
+
+def _charge(table: pa.Table | None) -> int | None:
+    """What is said of the D3 charge where the frame says nothing; set right once the rows are known."""
+    names = set() if table is None else set(table.column_names)
+    return None if names & {"tadpole_charge", "n_flux"} else UNKNOWN_CHARGE
+
+
+def checked_table(batch: Batch, run_id: str) -> pa.Table:
+    """The table of a batch, with the D3 charge of its flux quanta where none was given."""
+    table = batch.table(run_id)
+    if pc.any(pc.not_equal(table["tadpole_charge"], UNKNOWN_CHARGE)).as_py():
+        return table
+    charges = pa.array(tadpoles(values_of(table)[0]), pa.int32())
+    field = table.schema.field("tadpole_charge")
+    return table.set_column(table.schema.get_field_index("tadpole_charge"), field, charges)
 
 
 def as_table(frame: Any) -> pa.Table | None:

@@ -25,7 +25,6 @@ from matforge.model import UsageError
 from matforge.vulcan import runid
 from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.identity import GeometryId
-from matforge.vulcan.validate import prepare
 from matforge.vulcan.vault import intake, places
 from matforge.vulcan.vault.catalogue import VaultDamagedError, write_table
 from matforge.vulcan.vault.checks import SAME
@@ -91,7 +90,8 @@ class SessionStore:
             run_id = runid.unique(runid.render(DEFAULT_TEMPLATE, {}, self._now()))
         runid.check_run_id(run_id)
         frame, row_tags = intake.without_tags(df)
-        table = prepare(frame, where, tadpole_charge=0, now=self._now()).table(run_id)
+        _, batch = intake.sound(frame, where, force=False)
+        table = intake.checked_table(batch, run_id)
         known = places.check_tags(tags)
         tagged = [sorted({*known, *more}) for more in row_tags] if row_tags else [known] * table.num_rows
         table = table.append_column("tags", pa.array(tagged, pa.list_(pa.string())))
