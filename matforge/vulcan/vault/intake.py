@@ -91,7 +91,7 @@ def sound(frame: Any, where: GeometryId, force: bool) -> tuple[list[int], Batch]
     charge = _charge(table)
     rows = list(range(table.num_rows if table is not None else 0))
     try:
-        batch = prepare(frame, where, tadpole_charge=charge)
+        batch = prepare(frame if table is None else table, where, tadpole_charge=charge)
         return list(range(batch.n_rows)), batch
     except BatchError as error:
         bad = {row for problem in error.problems for row in problem.rows}
