@@ -14,8 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "_version", "model", "lease", "vulcan", "chore", "drawing", "engine", "worker", "executors", "strategy", "callbacks",
-    "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
+    "_version", "model", "lease", "vulcan", "chore", "drawing", "engine", "worker", "executors", "strategy",
+    "callbacks", "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
     "pipeline", "concurrent",
     "vacua.campaign", "cli", "__main__",
 )  # fmt: skip
@@ -122,7 +122,7 @@ def test_the_physics_imports_nothing_of_the_engine() -> None:
 
 
 def test_the_engine_imports_nothing_of_the_physics() -> None:
-    rooms = ROOMS[: ROOMS.index("vacua.campaign")]
+    rooms = set(ROOMS[: ROOMS.index("vacua.campaign")]) - {"vulcan"}  # its vault checks vacua
     wrong = [
         str(found)
         for found in filter(is_ours, ALL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,8 @@ def _repairs(staging_dir: Path, reset_budget: bool, retry_failed: bool, now: flo
     for path in layout.contents(staging_dir, layout.PENDING_DIRNAME).shards:
         home = view.batch_of(_run_id(path))
         if home is not None and home.outcome == COMMITTED:
-            yield f"{path.name} was published; it is in synced/ now.", _move(staging_dir, path.name)
+            act = partial(shelf.move, staging_dir, path.name, layout.PENDING_DIRNAME, layout.SYNCED_DIRNAME)
+            yield f"{path.name} was published; it is in synced/ now.", act
     used = {batch.outbox for batch in view.batches if batch.open}
     yield (
         "The outbox holds only what is on its way.",
@@ -202,7 +204,7 @@ def _tidy(staging_dir: Path, state: str, now: float) -> Iterator[Repair]:
     if state == layout.STATES[0]:
         old += ledger.leftovers(staging_dir / ledger.LEDGER_DIRNAME)
     for path in [*content.orphan_sidecars, *old]:
-        yield f"{path.name} is removed.", _remove(path)
+        yield f"{path.name} is removed.", partial(path.unlink, missing_ok=True)
     for path in content.shards:
         if state == layout.FAILED_DIRNAME or read_sidecar(path) is not None:
             continue
@@ -211,15 +213,11 @@ def _tidy(staging_dir: Path, state: str, now: float) -> Iterator[Repair]:
         except ShardGoneError:
             continue
         except DamagedShardError as error:
-            yield (
-                f"{path.name} is in failed/: {error}",
-                _reject(staging_dir, path.name, state, str(error), now),
-            )
+            note = {"why": str(error), "at": now}
+            act = partial(shelf.fail, staging_dir, path.name, state, note)
+            yield f"{path.name} is in failed/: {error}", act
             continue
-        yield (
-            f"{path.name} has its sidecar again.",
-            lambda path=path, record=record: write_sidecar(path, record),
-        )
+        yield f"{path.name} has its sidecar again.", partial(write_sidecar, path, record)
 
 
 def _age(path: Path, now: float) -> float:
@@ -227,18 +225,6 @@ def _age(path: Path, now: float) -> float:
         return now - path.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _remove(path: Path) -> Callable[[], object]:
-    return lambda: path.unlink(missing_ok=True)
-
-
-def _move(staging_dir: Path, name: str) -> Callable[[], object]:
-    return lambda: shelf.move(staging_dir, name, layout.PENDING_DIRNAME, layout.SYNCED_DIRNAME)
-
-
-def _reject(staging_dir: Path, name: str, state: str, why: str, now: float) -> Callable[[], object]:
-    return lambda: shelf.fail(staging_dir, name, state, {"why": why, "at": now})
 
 
 def _again(staging_dir: Path, path: Path) -> Callable[[], object]:

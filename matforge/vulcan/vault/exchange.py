@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,7 +251,7 @@ def fetch(
             raise UsageError(f"A vault of a data set lies at {FOLDER}/NAME.parquet, not at {one!r}.")
         local = places.cache_dir(os.environ) / repo / one
         if refresh or not local.is_file():
-            data = there.ask(lambda one=one: there.hub.read(one))
+            data = there.ask(partial(there.hub.read, one))
             if data is None:
                 raise UsageError(f"{repo} has no {one}.")
             table = _parsed(data, one)
