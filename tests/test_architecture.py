@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROOMS = (
     "_version", "model", "lease", "vulcan", "chore", "drawing", "engine", "worker", "executors", "strategy",
-    "callbacks", "control", "steering", "manager", "signals", "settings", "session", "opening", "future", "delayed",
-    "pipeline", "concurrent",
+    "callbacks", "control", "steering", "manager", "signals", "settings", "session", "opening", "future",
+    "delayed", "pipeline", "concurrent",
     "vacua.campaign", "cli", "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
