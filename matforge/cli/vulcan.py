@@ -113,6 +113,7 @@ def sync(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to publish to; default main.")] = None,
     compact: Annotated[bool, typer.Option(help="Put many shards into few files.")] = True,
+    pictures: Annotated[bool, typer.Option(help="A picture on the card, where matplotlib is.")] = True,
     split_by: Annotated[
         str | None, typer.Option(help="geometry or row; only for a new data set, where it is frozen.")
     ] = None,
@@ -138,7 +139,7 @@ def sync(
     forge = _forge(repo, staging_dir, budget, window_s)
     options: dict[str, Any] = {
         "max_batch": max_batch, "max_retries": max_retries, "create_pr": create_pr, "revision": revision,
-        "compact": compact, "dry_run": dry_run,
+        "compact": compact, "pictures": pictures, "dry_run": dry_run,
     }  # fmt: skip
     if split_by is not None or salt is not None:
         from matforge.vulcan import SplitSpec

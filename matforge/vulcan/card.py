@@ -19,6 +19,7 @@ import yaml
 from matforge.vulcan import schema
 from matforge.vulcan.errors import RefusedError
 from matforge.vulcan.ledger import Batch
+from matforge.vulcan.picture import PICTURE_NAME
 from matforge.vulcan.splits import SplitSpec
 
 INDEX_NAME = "matforge.json"
@@ -107,14 +108,15 @@ def _place(path: str) -> str:
     return ", ".join(words)
 
 
-def render(repo: str, index: Index, old: str | None) -> bytes:
-    """The card, keeping what is not generated of the old one."""
+def render(repo: str, index: Index, old: str | None, picture: bytes | None = None) -> bytes:
+    """The card, keeping what is not generated of the old one; it shows a picture that is there or comes."""
     header, body = _parts(old or "")
+    shown = picture is not None or PICTURE_NAME in body
     header = {"tags": ["string-theory", "flux-vacua", "matforge"], **header}
     rows = index.total("rows")
     header["configs"] = [{"config_name": "default", "data_files": _data_files(index, rows)}]
     text = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    generated = f"{BEGIN}\n{_generated(repo, index, rows)}\n{END}"
+    generated = f"{BEGIN}\n{_generated(repo, index, rows, shown)}\n{END}"
     if BEGIN in body and END in body:
         before, rest = body.split(BEGIN, 1)
         body = before + generated + rest.split(END, 1)[1]
@@ -148,7 +150,7 @@ def _parts(card: str) -> tuple[dict[str, Any], str]:
     return {}, card
 
 
-def _generated(repo: str, index: Index, rows: Mapping[str, int]) -> str:
+def _generated(repo: str, index: Index, rows: Mapping[str, int], shown: bool) -> str:
     spec = index.splits
     total = sum(rows.values())
     shards = sum(source.get("shards", 0) for source in index.sources.values())
@@ -163,6 +165,7 @@ def _generated(repo: str, index: Index, rows: Mapping[str, int]) -> str:
         f'rows = load_dataset("{repo}", split="{first}", streaming=True)',
         "```",
         "",
+        *([f"![Some of the vacua]({PICTURE_NAME})", ""] if shown else []),
         "| split | rows |",
         "|---|---|",
         *(f"| {name or 'not split'} | {count:,} |" for name, count in sorted(rows.items())),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from matforge.model import UsageError
-from matforge.vulcan import card
+from matforge.vulcan import card, layout, picture
 from matforge.vulcan.errors import Failure, RefusedError, Verdict, judge
 from matforge.vulcan.hub import HubRepository
 from matforge.vulcan.ledger import Batch, Ledger
@@ -75,9 +75,19 @@ class Remote:
         counted = {b.number: b for b in [*view.committed(self._settings.repo), *beside, batch]}
         index.count(self._ledger.source(), counted.values())
         old = self._file(card.CARD_NAME, revision)
-        new = card.render(self._settings.repo, index, old.decode("utf-8", "replace") if old else None)
+        drawn = self._picture(batch) if self._settings.pictures else None
+        new = card.render(self._settings.repo, index, old.decode("utf-8", "replace") if old else None, drawn)
         self._made = {card.INDEX_NAME: index.dump(), card.CARD_NAME: new}
-        return dict(self._made)
+        return {**self._made, **({picture.PICTURE_NAME: drawn} if drawn else {})}
+
+    def _picture(self, batch: Batch) -> bytes | None:
+        """Drawn with the last commit of a sync only: the others would be out of date at once."""
+        staging = self._settings.staging_dir
+        waiting = {path.name for path in layout.contents(staging, layout.PENDING_DIRNAME).shards}
+        if waiting - set(batch.shards.values()):
+            return None
+        files = [staging / batch.outbox / part.path for part in batch.parts]
+        return picture.draw([*picture.published_files(staging), *files])
 
     def accepted(self, revision: str) -> None:
         """What was made last is now what the repository holds."""

@@ -44,6 +44,8 @@ class Settings:
     compact: bool = True
     splits: SplitSpec | None = None
     commit_prefix: str = "vulcan"
+    pictures: bool = True
+    """Whether the card shows a picture, where matplotlib is installed."""
     endpoint: str | None = None
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], object] = time.sleep
@@ -97,7 +99,7 @@ def sync(
     commit_prefix : str
         First word of the commits' titles.
     **options
-        Further fields of :class:`Settings`: ``compact, splits, window_s, endpoint, stopping``.
+        Further fields of :class:`Settings`: ``compact, splits, window_s, pictures, endpoint, stopping``.
 
     Returns
     -------

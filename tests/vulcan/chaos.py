@@ -56,8 +56,14 @@ def publish(folder: str, endpoint: str, budget: int) -> None:
     handle = Vulcan(repo=REPO, staging_dir=folder, token="x", budget=budget)
     while True:
         with suppress(BusyError):
-            handle.sync(max_batch=20, endpoint=endpoint, sleep=lambda s: time.sleep(min(s, 0.05)))
+            handle.sync(
+                max_batch=20, endpoint=endpoint, pictures=False, sleep=lambda s: time.sleep(min(s, 0.05))
+            )
         time.sleep(0.05)
+
+
+def _briefly(seconds: float) -> None:
+    time.sleep(min(seconds, 0.05))
 
 
 @dataclass

@@ -83,6 +83,25 @@ def test_a_header_that_cannot_be_read_is_kept_as_text(old: str) -> None:
     assert old.splitlines()[-1] in text
 
 
+def test_the_card_shows_a_picture_of_all_that_was_published(hub: LoopbackHub, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    handle = forge(tmp_path)
+    stage(handle, 3)
+    publish(handle, hub, max_batch=1, pictures=True)
+    repository = hub.repositories[REPO]
+    drawn = [commit for commit in repository.history() if "figures/vacua.png" in commit.files]
+    assert len(drawn) == 1  # with the last commit only
+    first = repository.files()["figures/vacua.png"]
+    assert first.startswith(b"\x89PNG")
+    stage(handle, 1, first=9)
+    publish(handle, hub, pictures=True)
+    assert repository.files()["figures/vacua.png"] != first
+    text = repository.files()["README.md"].decode()
+    assert text.count("](figures/vacua.png)") == 1
+    publish(handle, hub)
+    assert "](figures/vacua.png)" in repository.files()["README.md"].decode()
+
+
 def streamed(hub: LoopbackHub, folder: Path, splits: list[str]) -> list[dict[str, Any]]:
     """All rows as the data-set library streams them."""
     script = f"""
