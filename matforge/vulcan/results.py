@@ -40,7 +40,7 @@ def stage_result(target: Mapping[str, str], geometry: Any, vacua: pa.Table, run_
     list of str
         The run ids.
     """
-    forge = Vulcan(**target)
+    forge = Vulcan(repo=target["repo"], staging_dir=target["staging_dir"], project=target["project"])
     where = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:12]
     found = []
     for number, begin in enumerate(range(0, vacua.num_rows, ROWS_A_SHARD)):
