@@ -268,7 +268,18 @@ def list_lengths(array: pa.ListArray) -> NDArray[np.int64]:
     """Entries of each list, (rows,); 0 where there is none."""
     if array.null_count:
         return pc.list_value_length(array).fill_null(0).to_numpy().astype(np.int64)  # type: ignore[no-any-return]
-    return np.diff(array.offsets.to_numpy()).astype(np.int64)  # type: ignore[no-any-return]
+    ends = array.offsets.to_numpy()
+    return (ends[1:] - ends[:-1]).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def entries(array: pa.ListArray) -> pa.Array:
+    """The entries of all lists in one array."""
+    whole = array.values
+    if not array.null_count and array.offset == 0 and len(array):
+        ends = array.offsets
+        if ends[0].as_py() == 0 and ends[-1].as_py() == len(whole):
+            return whole  # as it is; flattening costs a call for each column
+    return array.flatten()
 
 
 def _even(name: str, sizes: NDArray[np.int64], length: int | None, complaints: Complaints) -> None:
@@ -289,7 +300,7 @@ def _entries(
     field: pa.Field, array: pa.Array, sizes: NDArray[np.int64], complaints: Complaints
 ) -> pa.Array | None:
     """The entries of all lists in one array, of the type of the lists of ``field``."""
-    flat = array.flatten()
+    flat = entries(array)
     whole = pa.types.is_integer(field.type.value_type)
 
     def rows(mask: NDArray[np.bool_]) -> list[int]:
@@ -312,7 +323,7 @@ def _entries(
 
 def matrix(array: pa.Array) -> NDArray[Any]:
     """Lists of equal length as a matrix, (rows, length), without a copy."""
-    flat = array.flatten().to_numpy(zero_copy_only=False)
+    flat = entries(array).to_numpy(zero_copy_only=False)
     return flat.reshape(len(array), -1)  # type: ignore[no-any-return]
 
 

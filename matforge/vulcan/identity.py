@@ -121,6 +121,8 @@ def _attributes(geometry: Any) -> dict[str, Any]:
 def _number(key: str, value: Any) -> int:
     if value is None:
         return MISSING
+    if type(value) is int and MISSING <= value <= _MAX:
+        return value
     whole = isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
     if not whole or isinstance(value, bool) or not MISSING <= value <= _MAX:
         raise UsageError(

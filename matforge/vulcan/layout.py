@@ -95,7 +95,7 @@ def error_of(parquet: Path) -> Path:
 
 def beside(path: Path) -> Path:
     """A name to write under before renaming to ``path``; no two calls give the same."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    return path.with_name(f".{secrets.token_hex(8)}.tmp")
 
 
 @dataclass

@@ -13,6 +13,7 @@ from matforge.lease import HeldError
 from matforge.model import MatForgeError, UsageError
 from matforge.vulcan import layout, shelf, waiting
 from matforge.vulcan.budget import CommitBudget
+from matforge.vulcan.catalog import refresh
 from matforge.vulcan.compact import Loaded, compact, keep_apart
 from matforge.vulcan.errors import Failure, RefusedError, Verdict
 from matforge.vulcan.hub import MAIN, pull_number, pull_revision
@@ -94,6 +95,7 @@ class Publisher:
         except HeldError as error:
             self.report.stopped = str(error)
         finally:
+            refresh(self.staging, (layout.SYNCED_DIRNAME,))  # so that no reader has to
             self.report.n_remaining = len(layout.contents(self.staging, layout.PENDING_DIRNAME).shards)
             if self.settings.dry_run:
                 self.report.n_remaining -= self.report.n_committed

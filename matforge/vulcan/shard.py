@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,10 +91,22 @@ class ShardRecord:
         DamagedShardError
             If something is missing or of the wrong type.
         """
-        return cls._of(data, data.get("repo"), data.get("sha256"), data.get("n_bytes"))
+        try:
+            return cls(
+                _text(data, "run_id"),
+                _geometry(data["geometry"]),
+                _count(data),
+                data.get("repo"),
+                str(data.get("schema_version", "")),
+                str(data.get("sha256") or ""),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise _unusable(error) from error
 
     @classmethod
-    def of_blob(cls, blob: Any, repo: Any, sha256: Any = "", n_bytes: Any = 0) -> ShardRecord:
+    def of_blob(
+        cls, blob: Any, repo: Any, sha256: str = "", n_bytes: int = 0, own_columns: Iterable[str] = ()
+    ) -> ShardRecord:
         """The record in a provenance blob.
 
         Raises
@@ -102,25 +114,36 @@ class ShardRecord:
         DamagedShardError
             If something is missing or of the wrong type.
         """
-        return replace(cls._of(blob, repo, sha256, n_bytes), provenance=blob)
-
-    @classmethod
-    def _of(cls, data: Any, repo: Any, sha256: Any, n_bytes: Any) -> ShardRecord:
         try:
-            n_rows = data["n_rows"]
-            if isinstance(n_rows, bool) or not isinstance(n_rows, int) or n_rows < 0:
-                raise ValueError(f"n_rows is {n_rows!r}")
-            run_id, repo = data["run_id"], repo if isinstance(repo, str) else None
-            if not isinstance(run_id, str):
-                raise ValueError(f"run_id is {run_id!r}")
-            known = {key: data["geometry"].get(key) for key in (*GEOMETRY_KEYS, HASH_KEY)}
-            return cls(
-                run_id, GeometryId.of(known), n_rows, repo, str(data.get("schema_version", "")),
-                str(sha256 or ""), int(n_bytes or 0),
-            )  # fmt: skip
+            version = str(blob.get("schema_version", ""))
+            known = (_text(blob, "run_id"), _geometry(blob["geometry"]), _count(blob))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
-            raise DamagedShardError(f"its provenance cannot be used: {reason}") from error
+            raise _unusable(error) from error
+        repo = repo if isinstance(repo, str) else None
+        return cls(*known, repo, version, sha256, n_bytes, tuple(own_columns), blob)
+
+
+def _unusable(error: Exception) -> DamagedShardError:
+    reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else error
+    return DamagedShardError(f"its provenance cannot be used: {reason}")
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    if not isinstance(data[key], str):
+        raise ValueError(f"{key} is {data[key]!r}")
+    return str(data[key])
+
+
+def _count(data: Mapping[str, Any]) -> int:
+    n_rows = data["n_rows"]
+    if isinstance(n_rows, bool) or not isinstance(n_rows, int) or n_rows < 0:
+        raise ValueError(f"n_rows is {n_rows!r}")
+    return n_rows
+
+
+def _geometry(data: Mapping[str, Any]) -> GeometryId:
+    """Other tools say more of a geometry than its keys."""
+    return GeometryId.of({key: data[key] for key in (*GEOMETRY_KEYS, HASH_KEY) if key in data})
 
 
 @dataclass(frozen=True)
@@ -199,7 +222,7 @@ def write_sidecar(parquet: Path, record: ShardRecord) -> None:
     target = layout.sidecar_of(parquet)
     temporary = layout.beside(target)
     try:
-        temporary.write_text(json.dumps(sidecar_document(record), separators=(",", ":")), encoding="utf-8")
+        temporary.write_bytes(json.dumps(sidecar_document(record), separators=(",", ":")).encode())
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -232,8 +255,13 @@ def read_sidecar(parquet: Path) -> ShardRecord | None:
     """The record in the sidecar of ``parquet``, or None if it is missing, unreadable or of another file."""
     try:
         data = json.loads(layout.sidecar_of(parquet).read_bytes())
-        record = ShardRecord.of_blob(data["provenance"], data["repo"], data["sha256"], data["n_bytes"])
-        record = replace(record, own_columns=tuple(data.get("own_columns", ())))
+        record = ShardRecord.of_blob(
+            data["provenance"],
+            data["repo"],
+            str(data["sha256"]),
+            int(data["n_bytes"]),
+            data.get("own_columns", ()),
+        )
     except (OSError, ValueError, KeyError, TypeError, DamagedShardError):
         return None  # the file itself knows the same
     return record if record.sha256 and record.name.local == parquet.name else None

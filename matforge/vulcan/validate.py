@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import PurePath
 from typing import Any
@@ -47,7 +48,7 @@ class Batch:
         """The table to write: the schema's columns in their order, then the producer's own."""
         known = {**self.columns, "run_id": pa.repeat(run_id, self.n_rows)}
         filled = [
-            known[name] if name in known else pa.nulls(self.n_rows, known_field.type)
+            known[name] if name in known else _missing(self.n_rows, known_field.type)
             for name, known_field in _FIELDS.items()
         ]
         own = [name for name in self.columns if name not in _FIELDS]
@@ -57,6 +58,18 @@ class Batch:
             if own
             else SCHEMA,
         )
+
+
+@lru_cache(maxsize=16)
+def _missing(rows: int, kind: pa.DataType) -> pa.Array:
+    return pa.nulls(rows, kind)
+
+
+@lru_cache(maxsize=4)
+def _identity(where: GeometryId, rows: int) -> dict[str, pa.Array]:
+    """The columns that say which geometry it is; the next batch is often of the same."""
+    values = {"geometry_id": where.id, **where.keys, HASH_KEY: where.geometry_hash}
+    return {name: _constant(name, value, rows) for name, value in values.items()}
 
 
 def prepare(
@@ -109,9 +122,7 @@ def prepare(
     _fill(arrays, given, rows, (solver, provenance), tadpole_charge, now, complaints)
     _physical(arrays, complaints)
     complaints.end()
-    written = {"geometry_id": where.id, **where.keys, HASH_KEY: where.geometry_hash}
-    arrays.update({name: _constant(name, value, rows) for name, value in written.items()})
-    return Batch(where, arrays, rows, solver, provenance)
+    return Batch(where, {**arrays, **_identity(where, rows)}, rows, solver, provenance)
 
 
 def _converted(given: Mapping[str, Any], where: GeometryId, complaints: Complaints) -> dict[str, pa.Array]:
@@ -230,13 +241,13 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 def repeated(rows: NDArray[np.float64]) -> NDArray[np.int64]:
     """Numbers of the rows of a matrix (rows, width) that equal an earlier one; -0.0 must not occur."""
     bits = np.ascontiguousarray(rows).view(np.uint64)
-    key = np.zeros(len(rows), np.uint64)
-    for column in bits.T:  # a hash of each row, so that one sort of numbers finds the candidates
-        key = (key ^ column) * _MIX
-        key ^= key >> np.uint64(29)
+    mixed = (bits ^ (bits >> np.uint64(32))) * _MIX  # whole numbers differ in their upper bits only
+    mixed ^= mixed >> np.uint64(29)
+    weights = (2 * np.arange(rows.shape[1], dtype=np.uint64) + np.uint64(1)) * _MIX
+    key = (mixed * weights).sum(axis=1, dtype=np.uint64)
+    # one sort of hashes finds the candidates; that two different rows have one is an accident of 1 in 2^64
     order = np.argsort(key, kind="stable")
     same = np.flatnonzero(key[order[1:]] == key[order[:-1]]) + 1
-    # equal keys are equal rows but for an accident of 1 in 2^64, and an accident only means a look
     first = order[same - 1]
     return np.sort(order[same[(rows[order[same]] == rows[first]).all(axis=1)]])
 

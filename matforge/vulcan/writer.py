@@ -73,7 +73,8 @@ def parquet_options(schema: pa.Schema, n_bytes: int) -> dict[str, Any]:
     """
     common: dict[str, Any] = {"write_page_checksum": True, "version": "2.6"}
     if n_bytes < SMALL_BYTES:
-        return {**common, "compression": "snappy", "use_dictionary": False, "store_schema": False}
+        cheap = {"compression": "snappy", "use_dictionary": False, "store_schema": False}
+        return {**common, **cheap, "write_statistics": False}  # there is one row group, read or not
     leaves = _leaves(schema)
     floats = [path for path, kind in leaves if pa.types.is_floating(kind)]
     return {

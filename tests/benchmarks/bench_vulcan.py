@@ -26,13 +26,20 @@ from matforge.vulcan import FeatureSpec, Vulcan
 from matforge.vulcan.writer import SYNCED_DIRNAME, list_pending, move_to
 
 ROWS = 8
-MEMORY = """
-import resource, sys
+MEMORY = '''
+import sys
 from matforge.vulcan import VulcanReader
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak() -> float:
+    """Most memory ever held, in MB; what the parent held when it forked does not count."""
+    text = open("/proc/self/status").read()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+import pandas, pyarrow.dataset
+before = peak()
 frame = VulcanReader.from_local(sys.argv[1]).query(columns=["tau_im"])
-print(len(frame), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, before / 1024)
-"""
+print(len(frame), peak(), before)
+'''
 
 
 def vacua(rows: int, seed: int, h12: int = 2) -> dict[str, Any]:
