@@ -7,12 +7,13 @@ are looked at, and of these only the sidecar. It is a cache: deleting it costs t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,9 @@ def _shards(folder: Path, skipped: dict[str, str]) -> list[tuple[str, int, int]]
 def _look(path: Path, size: int, skipped: dict[str, str]) -> ShardRecord | None:
     try:
         record = read_record(path, size)
-    except ShardGoneError:
+        if not record.sha256:  # its sidecar is missing; what holds the rows of many shards needs it
+            record = replace(record, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    except (ShardGoneError, FileNotFoundError):
         return None
     except DamagedShardError as error:
         skipped[path.name] = str(error)

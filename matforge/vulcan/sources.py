@@ -6,7 +6,7 @@ A source lists what there is (the catalogue) and says which files hold the rows 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -132,30 +132,31 @@ class LocalSource:
 
     def _consolidate(self, chosen: pa.Table) -> None:
         """Put the rows of these shards into parts, a million or so rows each."""
-        records = _records(chosen)
-        files = self._shards(chosen)
+        records, files = _records(chosen), self._shards(chosen)
         begin = 0
         while begin < len(files):
             end, count = begin, 0
             while end < len(files) and (end == begin or count + records[end].n_rows <= PART_ROWS):
                 count += records[end].n_rows
                 end += 1
-            table = rows.read(files[begin:end], Request())
-            if table.num_rows == count:  # else one of them is damaged: they are read one by one
-                order = pa.array(_rank(table, records[begin:end]))
-                self._parts.add(table.take(pc.sort_indices(order)), records[begin:end])
+            self._put_together(files[begin:end], records[begin:end])
             begin = end
         self._parts.drop_all_but(self._catalog.entries()["sha256"].to_pylist())
+
+    def _put_together(self, files: list[File], records: list[ShardRecord]) -> None:
+        table = rows.read(files, Request())
+        counts = Counter(table["run_id"].to_pylist())
+        # a damaged one has no rows here, and stays where it is
+        whole = [record for record in records if counts[record.run_id] == record.n_rows]
+        place = {record.run_id: number for number, record in enumerate(whole)}
+        rank = pa.array([place.get(run_id) for run_id in table["run_id"].to_pylist()], pa.int64())
+        order = pc.sort_indices(rank).slice(0, len(rank) - rank.null_count)  # those without a rank come last
+        if whole:
+            self._parts.add(table.take(order), whole)
 
 
 def _records(chosen: pa.Table) -> list[ShardRecord]:
     return [ShardRecord.from_dict({**row, "geometry": row}) for row in chosen.to_pylist()]
-
-
-def _rank(table: pa.Table, records: Sequence[ShardRecord]) -> list[int]:
-    """Where each row stands in the order of the records."""
-    place = {record.run_id: number for number, record in enumerate(records)}
-    return [place[run_id] for run_id in table["run_id"].to_pylist()]
 
 
 def _again(records: Sequence[ShardRecord], rows_of: dict[str, int], wanted: dict[str, int]) -> bool:

@@ -6,23 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from matforge.model import UsageError
+from matforge.vacua import load_geometry, table
 from matforge.vulcan import Vulcan
 from matforge.vulcan.layout import default_staging_dir
 from matforge.vulcan.runid import MissingValueError
 from tests.vulcan.batches import GEOMETRY, files_below, forge, vacua
-
-NAMES = ("REPO", "STAGING_DIR", "PROJECT", "BUDGET", "TOKEN")
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in NAMES:
-        monkeypatch.delenv(f"MATFORGE_VULCAN_{name}", raising=False)
-        monkeypatch.delenv(f"STRINGFORGE_VULCAN_{name}", raising=False)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 def test_a_token_is_never_shown(tmp_path: Path) -> None:
@@ -168,3 +160,19 @@ def test_a_frame_that_was_read_can_be_staged_again(tmp_path: Path) -> None:
     assert len(both) == 8
     assert set(both["run_id"]) == {again.run_id, rows["run_id"][0]}
     assert both["score"].tolist() == [2.5] * 8
+
+
+def test_the_table_of_a_search_is_staged_as_it_is_and_read_back_equal(tmp_path: Path) -> None:
+    geometry = load_geometry("p11169")
+    rng = np.random.default_rng(1)
+    fluxes = rng.integers(-9, 10, (50, 12))
+    moduli, tau = rng.random((50, 2)) + 2j, rng.random(50) + 1j
+    found = table.unpolished(fluxes, moduli, tau)
+    handle = forge(tmp_path)
+    shard = handle.write(found, geometry, provenance={"geometry": geometry.name})
+    back = handle.reader("pending").table(columns=found.column_names)
+    assert back.to_pydict() == found.to_pydict()
+    rows = handle.query(source="pending", geometry_hash=geometry.hash)
+    assert rows["tadpole_charge"].tolist() == found["n_flux"].to_pylist()
+    assert rows["geometry_id"].unique().tolist() == [shard.record.geometry_id]
+    assert (rows["h12"][0], rows["ks_id"][0]) == (2, -1)

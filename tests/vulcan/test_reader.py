@@ -223,6 +223,24 @@ def test_parts_without_living_shards_are_removed(tmp_path: Path, monkeypatch: py
     assert len(list((handle.staging_dir / PARTS_DIRNAME).iterdir())) == 1
 
 
+def test_a_damaged_shard_does_not_keep_the_others_out_of_parts(
+    handle: Vulcan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "FEW", 0)
+    monkeypatch.setattr(sources, "MANY", 3)
+    folder = handle.staging_dir / SYNCED_DIRNAME
+    bad, bare = sorted(folder.glob("h12_*"))[:2]
+    data = bytearray(bad.read_bytes())
+    data[100:3000] = bytes(2900)  # its footer is whole
+    bad.write_bytes(data)
+    (folder / f"_{bare.name}.meta.json").unlink()
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=rf"{bad.name} is left out"):
+            assert len(VulcanReader.from_local(handle.staging_dir).query()) == 12
+    files, _ = VulcanReader.from_local(handle.staging_dir).plan({})
+    assert [Path(file.path).parent.name for file in files] == [PARTS_DIRNAME, SYNCED_DIRNAME]
+
+
 def test_a_shard_that_vanishes_while_it_is_read_is_left_out(handle: Vulcan) -> None:
     reader = VulcanReader.from_local(handle.staging_dir)
     files, request = reader.plan({})

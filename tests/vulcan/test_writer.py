@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -93,6 +94,33 @@ def test_a_writer_killed_at_any_step_leaves_a_whole_shard_or_none(tmp_path: Path
         assert (one["finally"]["pending"], one["finally"]["pending_sidecars"]) == ([4], 1)
     assert [one["ended"] for one in seen] == [-9] * (len(seen) - 1) + [0]
     assert {tuple(one["after"]["pending"]) for one in seen} == {(), (4,)}
+
+
+def test_the_bytes_are_on_the_disk_before_they_have_their_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D12: nothing was synced, so a power failure could leave empty files under good names."""
+    order: list[str] = []
+    for name in ("fdatasync", "link"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, call=call: (order.append(name), call(*a))[1])
+    forge(tmp_path).write(vacua(), GEOMETRY, tadpole_charge=12)
+    assert order == ["fdatasync", "link"]
+
+
+def test_a_folder_without_links_is_staged_into_by_renaming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    handle = forge(tmp_path)
+    first = handle.write(vacua(), GEOMETRY, tadpole_charge=12, run_id="one")
+    assert handle.write(vacua(), GEOMETRY, tadpole_charge=12, run_id="one") == first
+    moved = move_to(first, handle.staging_dir, SYNCED_DIRNAME)
+    assert moved.sidecar_path.is_file()
+    assert len(files_below(tmp_path)) == 2
 
 
 def test_a_move_killed_at_any_step_leaves_the_shard_in_one_place(tmp_path: Path) -> None:
