@@ -16,9 +16,10 @@ import matforge
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
-    "_version", "model", "policy", "chore", "drawing", "engine", "worker", "executors", "strategy",
-    "callbacks", "control", "steering", "dispatch", "telling", "manager", "signals", "settings", "session",
-    "opening", "future", "delayed", "pipeline", "concurrent", "vacua.campaign", "launch", "cli", "__main__",
+    "_version", "model", "lease", "vulcan", "policy", "chore", "drawing", "engine", "worker", "executors",
+    "strategy", "callbacks", "control", "steering", "dispatch", "telling", "manager", "signals", "settings",
+    "session", "opening", "future", "delayed", "pipeline", "concurrent", "vacua.campaign", "launch", "cli",
+    "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
 FACADES = ("matforge/__init__.py", "matforge/vacua/__init__.py")
@@ -147,13 +148,31 @@ def test_the_physics_imports_nothing_of_the_engine() -> None:
 
 
 def test_the_engine_imports_nothing_of_the_physics() -> None:
-    rooms = ROOMS[: ROOMS.index("vacua.campaign")]
+    rooms = set(ROOMS[: ROOMS.index("vacua.campaign")]) - {"vulcan"}  # its vault checks vacua
     wrong = [
         str(found)
         for found in filter(is_ours, ALL)
         if room_of_file(found.path) in rooms and room_of_name(found.name).startswith("vacua")
     ]
     assert wrong == []
+
+
+def test_publishing_imports_nothing_of_the_engine_and_only_the_vault_the_physics() -> None:
+    wrong = [
+        str(found)
+        for found in filter(is_ours, ALL)
+        if room_of_file(found.path) == "vulcan"
+        and room_of_name(found.name) not in ("vulcan", "model", "lease", "_version")
+        and not (found.path.startswith("matforge/vulcan/vault/") and room_of_name(found.name) == "vacua")
+    ]
+    assert wrong == []
+
+
+def test_nothing_but_the_commands_and_the_campaign_publishes() -> None:
+    users = {
+        room_of_file(found.path) for found in filter(is_ours, ALL) if room_of_name(found.name) == "vulcan"
+    }
+    assert users <= {"vulcan", "vacua.campaign", "cli"}
 
 
 def test_the_campaign_knows_of_the_workers_only_what_happens_once_on_a_node() -> None:
@@ -215,6 +234,11 @@ def loaded_by(statement: str) -> set[str]:
         ("from matforge import Pipeline, RunFailedError, FluxManager", HEAVY),
         ("import matforge.vacua", (*HEAVY, "numpy")),
         ("import matforge.vacua.campaign", ("jax", "jaxlib", "pandas", "flux", "scipy")),
+        ("import matforge.vulcan", (*HEAVY, "numpy")),
+        (
+            "from matforge.vulcan import Vulcan; Vulcan(repo='a/b', staging_dir='x').list_pending()",
+            ("jax", "jaxlib", "numba", "pandas", "scipy", "huggingface_hub", "datasets"),
+        ),
         ("import matforge.worker.agent", (*HEAVY, "numpy", "cloudpickle")),
         ("import matforge.strategies", HEAVY),
         (f"import {STRATEGY_BASE}, matforge.strategies.bayes", (*HEAVY, "numpy")),

@@ -53,13 +53,14 @@ def sentences() -> Iterator[None]:
 
 
 def _judge(error: MatForgeError) -> tuple[Exit, str]:
-    from matforge.engine.lock import LockedError
     from matforge.engine.store import StorageError
+    from matforge.lease import HeldError
     from matforge.session import InterruptedRunError
+    from matforge.vulcan.errors import RefusedError
 
-    if isinstance(error, LockedError | StorageError | InterruptedRunError):
+    if isinstance(error, HeldError | StorageError | InterruptedRunError):
         return Exit.UNFINISHED, str(error)
-    return Exit.FAILED, str(error)
+    return Exit.REFUSED if isinstance(error, RefusedError) else Exit.FAILED, str(error)
 
 
 def log_to_stderr() -> None:

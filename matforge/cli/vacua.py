@@ -66,6 +66,9 @@ def search(
     leaf: Annotated[
         float | None, typer.Option(help="Size of the smallest boxes; does not change the answer.")
     ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Stage the vacua for the data set MATFORGE_VULCAN_REPO.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
@@ -93,12 +96,23 @@ def search(
         chosen = load(strategy)()
     if verbose:
         log_to_stderr()
+    target = _staging_target() if publish else None
     session = campaign.start(
         where, region, tuning=tuning, strategy=chosen, basedir=directory, executor=executor,
-        workers=workers, layout=layout, quiet=quiet,
+        workers=workers, layout=layout, quiet=quiet, publish=target,
     )  # fmt: skip
     follow(session, quiet=quiet)
     show_result(session.run_dir, as_json=as_json, quiet=quiet)
+    if target is not None and not quiet:
+        print(f"  staged   {target['staging_dir']}; `matforge vulcan sync` publishes it", file=sys.stderr)
+
+
+def _staging_target() -> dict[str, str]:
+    """Where the vacua are to be staged; told before any work if that is not known."""
+    from matforge.vulcan import Vulcan
+    from matforge.vulcan.results import target_of
+
+    return target_of(Vulcan.from_env())
 
 
 def _request(

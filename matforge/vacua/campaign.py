@@ -258,6 +258,11 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     counts["cpu_s"] = counts.get("cpu_s", 0.0) + _spent(began)
     _check_complete(counts)
     table.write(run_dir / "vacua.parquet", vacua)
+    if problem.get("publish"):
+        # not by each shard_write: the groups overlap, and only here it is known which vacua are distinct
+        from matforge.vulcan.results import stage_result
+
+        stage_result(problem["publish"], geometry, vacua, run_dir)
     document = summary.document(geometry, region, vacua, counts, len(shards), run_dir)
     summary.write(run_dir / "summary.json", document)
     return WithReport(document, {"vacua": vacua.num_rows})
@@ -269,13 +274,19 @@ CHORES = (prepare, cover_part, cover, isd_chunk, newton_refine, shard_write, mer
 # ---------------------------------------------------------------- their parts
 
 
-def problem_of(geometry: Geometry, region: Region, tuning: Tuning | None = None) -> dict[str, Any]:
+def problem_of(
+    geometry: Geometry,
+    region: Region,
+    tuning: Tuning | None = None,
+    publish: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Everything a chore has to know, in plain types."""
     tuning = tuning or Tuning()
     return {
         "geometry": geometry.to_dict(),
         "region": region.as_dict(),
         "tuning": {name: getattr(tuning, name) for name in Tuning.__slots__},
+        **({"publish": dict(publish)} if publish else {}),
     }
 
 
@@ -492,8 +503,11 @@ def start(
     layout: str | None = None,
     log_delay: float = 1.0,
     quiet: bool = True,
+    publish: Mapping[str, str] | None = None,
 ) -> Session:
     """Begin a search and return the running session.
+
+    With ``publish`` (from :func:`matforge.vulcan.results.target_of`) the vacua are staged at the end.
 
     Raises
     ------
@@ -512,7 +526,7 @@ def start(
         campaign=geometry.name,
         registry=registry(),
     )
-    record(pipe, problem_of(geometry, region, tuning))
+    record(pipe, problem_of(geometry, region, tuning, publish))
     future = pipe.submit(
         processing_strategy=strategy or load(DEFAULT_STRATEGY)(), log_delay=log_delay, quiet=quiet
     )

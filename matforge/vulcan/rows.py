@@ -1,0 +1,197 @@
+"""Rows out of many parquet files: only the columns and row groups that are asked for are read.
+
+Files are taken as one data set of the schema's columns. Files that hold columns of their producer's
+own are taken group by group, so that all of a group have the same; published files hold these folded,
+and they are unfolded here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from matforge.model import UsageError
+from matforge.vulcan import schema
+from matforge.vulcan.filters import both
+from matforge.vulcan.schema import EXTRA, NAMES, SCHEMA
+
+_READABLE = (pa.ArrowException, OSError)
+
+
+class MissingColumnError(UsageError, KeyError):
+    """No file has a column of that name."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0])
+
+
+@dataclass(frozen=True)
+class File:
+    """One file to read."""
+
+    path: str
+    own: tuple[str, ...] = ()
+    """Columns that the schema does not know."""
+    only: pc.Expression | None = None
+    """What of it counts, if not all of it does."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to read.
+
+    Parameters
+    ----------
+    columns : sequence of str, optional
+        In the order wanted; by default all there are.
+    condition : Expression, optional
+        On the schema's columns.
+    """
+
+    columns: tuple[str, ...] | None = None
+    condition: pc.Expression | None = None
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Those asked for that the schema does not know."""
+        return tuple(name for name in self.columns or () if name not in NAMES)
+
+    @property
+    def wants_own(self) -> bool:
+        """Whether columns of the producers' own matter."""
+        return self.columns is None or bool(self.own)
+
+
+def read(files: Sequence[File], request: Request, filesystem: Any = None) -> pa.Table:
+    """The rows of all files that meet the condition.
+
+    A file that cannot be read is skipped with a warning.
+
+    Raises
+    ------
+    MissingColumnError
+        If a column that is asked for is in none of the files.
+    UsageError
+        If the condition cannot be applied.
+    """
+    tables = [_read_group(group, request, filesystem) for group in _groups(files, request)]
+    if request.wants_own:
+        tables = [schema.unfold_extras(table) for table in tables]
+    found = _together(tables) if tables else empty(request)
+    return _select(found, request)
+
+
+def empty(request: Request) -> pa.Table:
+    """No rows, but the columns and their types."""
+    names = [name for name in request.columns or NAMES if name in NAMES]
+    return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
+
+
+def batches(
+    files: Sequence[File], request: Request, filesystem: Any = None, batch_size: int = 4096
+) -> Iterator[pa.Table]:
+    """The same rows piece by piece, so that they need not fit into memory."""
+    for file in files:
+        whole = _dataset([file], request, filesystem)
+        scanner = whole.scanner(
+            columns=_columns(request, [file]),
+            filter=both(request.condition, file.only),
+            batch_size=batch_size,
+            fragment_readahead=1,
+            batch_readahead=2,
+        )
+        for batch in scanner.to_batches():
+            if batch.num_rows:
+                table = pa.Table.from_batches([batch])
+                yield _select(schema.unfold_extras(table) if request.wants_own else table, request)
+
+
+def _groups(files: Iterable[File], request: Request) -> list[list[File]]:
+    """Files that can be read as one: the same columns, and nothing or the same left out."""
+    groups: dict[Any, list[File]] = defaultdict(list)
+    for file in files:
+        own = file.own if request.wants_own else ()
+        groups[own, id(file.only) if file.only is not None else None].append(file)
+    return list(groups.values())
+
+
+def _read_group(group: list[File], request: Request, filesystem: Any) -> pa.Table:
+    try:
+        return _to_table(group, request, filesystem)
+    except _READABLE as error:
+        if len(group) == 1 and isinstance(error, FileNotFoundError | pa.ArrowInvalid | OSError):
+            warnings.warn(f"{group[0].path} is left out: {_first_line(error)}", RuntimeWarning, stacklevel=4)
+            return empty(request)
+    # one of them is damaged, gone, or has another type under the same name
+    return _together([_read_group([file], request, filesystem) for file in group])
+
+
+def _to_table(group: list[File], request: Request, filesystem: Any) -> pa.Table:
+    condition = both(request.condition, group[0].only)
+    try:
+        whole = _dataset(group, request, filesystem)
+        return whole.to_table(columns=_columns(request, group), filter=condition)
+    except pa.ArrowInvalid as error:
+        if "No match for FieldRef" in str(error):
+            raise UsageError(f"The condition cannot be applied: {_first_line(error)}") from error
+        raise
+
+
+def _dataset(group: list[File], request: Request, filesystem: Any) -> ds.Dataset:
+    fields = list(SCHEMA)
+    if request.wants_own and group[0].own:
+        inside = pq.read_schema(group[0].path, filesystem=filesystem)
+        fields += [inside.field(name) for name in group[0].own]
+    # nothing is said about missing values here: a file of another tool may lack a column altogether
+    loose = pa.schema([field.with_nullable(True) for field in fields])
+    return ds.dataset([file.path for file in group], schema=loose, format="parquet", filesystem=filesystem)
+
+
+def _columns(request: Request, group: list[File]) -> list[str]:
+    if request.columns is None:
+        return [*NAMES, *group[0].own]
+    names = [name for name in request.columns if name in NAMES or name in group[0].own]
+    return [*names, EXTRA] if request.own and EXTRA not in names else names
+
+
+def _together(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.concat_tables([_as_text(table) for table in tables], promote_options="permissive")
+
+
+def _as_text(table: pa.Table) -> pa.Table:
+    """Columns of the producers' own as text, because they differ in more than the size of numbers."""
+    for name in schema.extras(table.schema):
+        position = table.column_names.index(name)
+        text = [None if value is None else str(value) for value in table.column(name).to_pylist()]
+        table = table.set_column(position, name, pa.array(text, pa.string()))
+    return table
+
+
+def _select(table: pa.Table, request: Request) -> pa.Table:
+    """The columns asked for, in that order, with the schema's promise of values kept."""
+    if request.columns is None:
+        own = schema.extras(table.schema)
+        names = [*NAMES, *own]
+    else:
+        names = list(request.columns)
+        missing = [name for name in request.own if name not in table.column_names]
+        if missing and table.num_rows:
+            raise MissingColumnError(f"No file has a column {' or '.join(map(repr, missing))}.")
+        for name in missing:
+            table = table.append_column(name, pa.nulls(table.num_rows))
+    return table.select(names)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".") + "."

@@ -1,0 +1,126 @@
+"""Sending one frozen batch until it is in the repository, or it is known that it cannot be now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matforge.vulcan.budget import CommitBudget
+from matforge.vulcan.errors import Failure, Verdict, judge
+from matforge.vulcan.hub import HubRepository
+from matforge.vulcan.ledger import Batch
+
+LONGEST_WAIT_S = 300.0
+"""What takes longer is not waited for: the shards stay, and the next sync goes on."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How sending ended: with a commit, or with a reason why not."""
+
+    commit: str | None = None
+    verdict: Verdict | None = None
+    """Why not; with ``wait_s``, how long from now it makes no sense to try again."""
+    out_of_budget: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the files are in the repository."""
+        return self.commit is not None
+
+
+class Sender:
+    """Sends batches, one slot of the budget for each POST to the commit address.
+
+    Parameters
+    ----------
+    repository : HubRepository
+    budget : CommitBudget
+    max_retries : int
+        Further tries after the first.
+    clock, sleep : callable
+        Time; tests give their own.
+    stopping : callable
+        Whether somebody asked for the end; then nothing is tried again.
+    """
+
+    def __init__(
+        self,
+        repository: HubRepository,
+        budget: CommitBudget,
+        max_retries: int,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.repository, self.budget = repository, budget
+        self._max_retries = max_retries
+        self._clock, self._sleep, self._stopping = clock, sleep, stopping
+        self.commits = 0
+        """Commits made so far."""
+
+    def send(
+        self,
+        batch: Batch,
+        outbox: Path,
+        extra: Callable[[str], dict[str, bytes]],
+        message: str,
+        *,
+        again: bool,
+    ) -> Sent:
+        """Publish a batch.
+
+        Parameters
+        ----------
+        batch : Batch
+        outbox : Path
+            Where its files lie.
+        extra : callable
+            Further files for a revision (card, index); made anew for every try.
+        message : str
+            Title of the commit.
+        again : bool
+            Whether it may have been sent before; then the repository is asked first, which costs no slot.
+        """
+        tries = 0
+        while True:
+            verdict: Verdict | None = None
+            try:
+                if again and self.repository.holds(batch.parts, batch.revision):
+                    return Sent(self.repository.head(batch.revision))
+                files: dict[str, Path | bytes] = {part.path: outbox / part.path for part in batch.parts}
+                files.update(extra(batch.revision))
+                operations = self.repository.operations(files)
+                self.repository.upload(operations, batch.revision)
+                if not self.budget.take():
+                    return Sent(out_of_budget=True)
+                again = True
+                commit = self.repository.commit(operations, batch.revision, message)
+                self.commits += 1
+                return Sent(commit)
+            except Exception as error:
+                verdict = judge(error, self._clock())
+            landed = self._settle(batch, verdict) if again else None
+            if landed is not None:
+                self.commits += 1
+                return Sent(landed)
+            wait = max(verdict.wait_s or 0.0, min(2.0**tries, LONGEST_WAIT_S))
+            hopeless = verdict.kind in (Failure.CONFIGURATION, Failure.REJECTED)
+            if hopeless or tries >= self._max_retries or wait > LONGEST_WAIT_S or self._stopping():
+                return Sent(verdict=verdict)
+            self._sleep(wait)
+            if self._stopping():
+                return Sent(verdict=verdict)
+            tries += 1
+
+    def _settle(self, batch: Batch, verdict: Verdict) -> str | None:
+        """After a failure that may have come behind a success: the commit, if the files are there."""
+        if verdict.kind is not Failure.TRANSIENT:
+            return None
+        try:
+            if self.repository.holds(batch.parts, batch.revision):
+                return self.repository.head(batch.revision)
+        except Exception:
+            pass  # it will be asked again before the next try
+        return None

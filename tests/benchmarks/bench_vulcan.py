@@ -1,0 +1,166 @@
+"""Staging and reading back: CPU and wall seconds of what a campaign and its readers do most.
+
+Run: ``PYTHONPATH=. python tests/benchmarks/bench_vulcan.py [SHARDS]`` (default 10,000, of 8 rows each).
+Without arguments for the disk: everything lies in a temporary folder (``TMPDIR``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from matforge.vulcan import FeatureSpec, Vulcan
+from matforge.vulcan.writer import SYNCED_DIRNAME, list_pending, move_to
+
+ROWS = 8
+MEMORY = '''
+import sys
+from matforge.vulcan import VulcanReader
+def peak() -> float:
+    """Most memory ever held, in MB; what the parent held when it forked does not count."""
+    text = open("/proc/self/status").read()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+import pandas, pyarrow.dataset
+before = peak()
+frame = VulcanReader.from_local(sys.argv[1]).query(columns=["tau_im"])
+print(len(frame), peak(), before)
+'''
+
+
+def vacua(rows: int, seed: int, h12: int = 2) -> dict[str, Any]:
+    """Random vacua, as a search gives them."""
+    rng = np.random.default_rng(seed)
+    return {
+        "flux": list(rng.integers(-9, 10, (rows, 4 * h12 + 4))),
+        "moduli_re": list(rng.normal(0, 0.5, (rows, h12))),
+        "moduli_im": list(2 + rng.random((rows, h12))),
+        "tau_re": rng.normal(0, 0.1, rows),
+        "tau_im": 1 + rng.random(rows),
+        "residual": 1e-11 * rng.random(rows),
+        "is_susy": np.ones(rows, bool),
+        "n_iterations": rng.integers(5, 30, rows),
+    }
+
+
+@contextmanager
+def measured(name: str, results: dict[str, Any]) -> Iterator[None]:
+    """Note wall and CPU seconds under ``name``."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    results[name] = {"wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}
+
+
+def write(forge: Vulcan, shards: int) -> None:
+    """Stage ``shards`` batches, ten geometries in turn a thousand."""
+    for number in range(shards):
+        geometry = {"h11": 3, "h12": 2, "ks_id": number % 1000, "triang_id": 0}
+        forge.write(
+            vacua(ROWS, number), geometry, tadpole_charge=12, solver="newton", provenance={"seed": number}
+        )
+
+
+def bare_loop(folder: Path, again: Path, shards: int) -> None:
+    """The same files with the same syncs, and nothing else: a bound on what staging can cost."""
+    sources = sorted(folder.glob("h12_*.parquet"))[:shards]
+    table = pq.ParquetFile(sources[0]).read()
+    sidecar = (folder / f"_{sources[0].name}.meta.json").read_bytes()
+    again.mkdir()
+    for number in range(shards):
+        sink = pa.BufferOutputStream()
+        options = {"compression": "snappy", "use_dictionary": False, "store_schema": False}
+        pq.write_table(table, sink, write_page_checksum=True, **options)
+        temporary = again / f"{number}.tmp"
+        with temporary.open("xb") as file:
+            file.write(sink.getvalue())
+            file.flush()
+            os.fdatasync(file.fileno())
+        os.link(temporary, again / f"{number}.parquet")
+        temporary.unlink()
+        (again / f"{number}.json.tmp").write_bytes(sidecar)
+        os.replace(again / f"{number}.json.tmp", again / f"{number}.json")
+
+
+def read(staging: Path, results: dict[str, Any]) -> None:
+    """What a reader does, each in a reader of its own."""
+
+    def fresh() -> Vulcan:
+        return Vulcan(repo="bench/forge", staging_dir=staging)
+
+    run_id = list_synced(staging)[-1].run_id
+    spec = FeatureSpec(features=["flux", "moduli_re", "moduli_im", "tau_re", "tau_im"], list_max_len=12)
+    steps: dict[str, Callable[[], Any]] = {
+        "catalogue, first": lambda: fresh().catalog(),
+        "catalogue, again": lambda: fresh().catalog(),
+        "one shard": lambda: fresh().query(run_id=run_id),
+        "one geometry": lambda: fresh().query(ks_id=7),
+        "all rows, first": lambda: fresh().query(),
+        "all rows, again": lambda: fresh().query(),
+        "one split": lambda: fresh().ml_view().as_dataframe("train", feature_spec=spec),
+    }
+    for name, step in steps.items():
+        with measured(name, results):
+            found = step()
+        results[name]["rows"] = len(found)
+
+
+def list_synced(staging: Path) -> list[Any]:
+    """The published shards."""
+    from matforge.vulcan.writer import list_shards
+
+    return list_shards(staging, SYNCED_DIRNAME)
+
+
+def large(base: Path, results: dict[str, Any]) -> None:
+    """A batch of 100,000 rows, and one column of a million."""
+    forge = Vulcan(repo="bench/forge", staging_dir=base / "large")
+    geometry = {"h11": 3, "h12": 2, "ks_id": 1, "triang_id": 0}
+    for number in range(10):
+        batch = vacua(100_000, number)
+        with measured("write 100,000 rows", results):
+            shard = forge.write(batch, geometry, tadpole_charge=12)
+        move_to(shard, forge.staging_dir, SYNCED_DIRNAME)
+    command = [sys.executable, "-c", MEMORY, str(forge.staging_dir)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, peak, before = map(float, ended.stdout.split())
+    results["one column of a million"] = {
+        "rows": int(rows), "peak_MB": round(peak), "peak_before_MB": round(before)
+    }  # fmt: skip
+
+
+def main(shards: int) -> dict[str, Any]:
+    """All figures."""
+    results: dict[str, Any] = {"shards": shards}
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        forge = Vulcan(repo="bench/forge", staging_dir=base / "staging", project="bench")
+        with measured("write", results):
+            write(forge, shards)
+        with measured("bare loop", results):
+            bare_loop(forge.staging_dir / "pending", base / "bare", shards)
+        with measured("move to synced", results):
+            for shard in list_pending(forge.staging_dir):
+                move_to(shard, forge.staging_dir, SYNCED_DIRNAME)
+        read(forge.staging_dir, results)
+        large(base, results)
+    results["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000), indent=1))
