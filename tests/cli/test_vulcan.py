@@ -126,6 +126,39 @@ def test_sync_goes_on_until_it_is_told_to_end(hub: LoopbackHub, tmp_path: Path) 
     assert not (tmp_path / "_sync.lock").exists()
 
 
+def test_asked_twice_it_ends_in_the_middle_and_the_next_one_goes_on(hub: LoopbackHub, tmp_path: Path) -> None:
+    import threading
+
+    runs, free = stage(forge(tmp_path), 2), threading.Event()
+    hub.faults.add(COMMIT, 503, hook=lambda: free.wait(60), after=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "matforge.vulcan", "sync", "--no-pictures"],
+        env=environment(hub, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 30
+        while not hub.count("preupload") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        while process.poll() is None and time.monotonic() < deadline:
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        free.set()
+        process.kill()
+        process.wait()
+    assert process.returncode == 75
+    assert "the next sync goes on" in errors
+    assert vulcan(hub, tmp_path, "sync").returncode == 0
+    assert run_ids(hub) == once_each(runs)
+
+
+def test_a_folder_that_is_not_there_is_told(hub: LoopbackHub, tmp_path: Path) -> None:
+    done = vulcan(hub, tmp_path / "typo", "sync")
+    assert done.returncode == 0
+    assert "There is no staging folder" in done.stderr
+
+
 def test_asked_to_end_while_it_waits_for_the_hub_it_ends_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
     stage(forge(tmp_path), 1)
     process: subprocess.Popen[str]
