@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matforge.manager import FluxManager
     from matforge.model import (
         ChoreState,
+        ChoreType,
+        CommandResult,
         Failure,
         FailureKind,
         MatForgeError,
@@ -50,6 +52,8 @@ _HOMES = {
     "as_completed": "future",
     "FluxManager": "manager",
     "ChoreState": "model",
+    "ChoreType": "model",
+    "CommandResult": "model",
     "Decision": "strategy",
     "Failure": "model",
     "FailureKind": "model",
@@ -73,7 +77,41 @@ _HOMES = {
     "View": "strategy",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AdaptiveStrategy",
+    "Cancel",
+    "Chore",
+    "ChoreExecutor",
+    "ChoreFailedError",
+    "ChoreRegistry",
+    "ChoreSpec",
+    "ChoreState",
+    "ChoreType",
+    "CommandResult",
+    "Decision",
+    "Event",
+    "Failure",
+    "FailureKind",
+    "FluxManager",
+    "FutureProcessingStrategy",
+    "InterruptedRunError",
+    "MatForgeError",
+    "NonAdaptiveStrategy",
+    "OutputReference",
+    "Pipeline",
+    "Reprioritise",
+    "Resources",
+    "RunFailedError",
+    "RunFuture",
+    "Spawn",
+    "Stop",
+    "UsageError",
+    "View",
+    "WithReport",
+    "__version__",
+    "as_completed",
+    "seed",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,9 +14,9 @@ import io
 import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from matforge.model import (
     ONE_CORE,
@@ -29,6 +29,9 @@ from matforge.model import (
     ResultReader,
     UsageError,
 )
+from matforge.policy import DEFAULT_POLICY, Policy
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 NAME_LIMIT = 48
 """Characters of a chore's name that are kept in its id, so that paths stay short."""
@@ -53,6 +56,7 @@ class Registration:
     func: Callable[..., Any]
     resources: Resources = ONE_CORE
     id_name: str = ""
+    policy: Policy = DEFAULT_POLICY
 
 
 class ChoreRegistry:
@@ -68,6 +72,7 @@ class ChoreRegistry:
         name: str | None = None,
         resources: Resources | None = None,
         id_name: str | None = None,
+        policy: Policy = DEFAULT_POLICY,
     ) -> Registration:
         """Make ``func`` known as ``name`` (default: its qualified name).
 
@@ -86,9 +91,38 @@ class ChoreRegistry:
                 "with @pipe.chore(name=...)."
             )
         wants = resources if resources is not None and resources != ONE_CORE else ONE_CORE
-        entry = Registration(qualname, func, wants, id_name or slug(name or qualname))
+        entry = Registration(qualname, func, wants, id_name or slug(name or qualname), policy)
         self._entries[qualname] = entry
         return entry
+
+    def chore(
+        self,
+        name: str | None = None,
+        resources: Resources | None = None,
+        num_tasks: int = 1,
+        cores_per_task: int = 1,
+        gpus_per_task: int = 0,
+        mpi: bool = False,
+        env: Mapping[str, str] | None = None,
+        inherit_env: bool = True,
+    ) -> Callable[[_Function], _Function]:
+        """Decorate a function so that it is registered; it stays a function, for :meth:`Pipeline.call`.
+
+        Parameters
+        ----------
+        name : str, optional
+            Default: the function's qualified name.
+        resources, num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env
+            What its calls get unless told otherwise; as of :class:`~matforge.Resources`, which can be
+            given whole.
+        """
+        wants = resources or Resources(num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env)
+
+        def decorate(func: _Function) -> _Function:
+            self.register(func, name=name, resources=wants)
+            return func
+
+        return decorate
 
     def get(self, name: str) -> Registration:
         """The entry called ``name``.
@@ -102,6 +136,21 @@ class ChoreRegistry:
         if entry is None:
             raise UsageError(f"There is no chore named {name!r}{nearest(name, self._entries)}.")
         return entry
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self.get(name).func
+
+    def keys(self) -> Iterable[str]:
+        """The names."""
+        return self._entries.keys()
+
+    def items(self) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """Names and functions."""
+        return ((name, entry.func) for name, entry in self._entries.items())
+
+    def values(self) -> Iterable[Callable[..., Any]]:
+        """The functions."""
+        return (entry.func for entry in self._entries.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -173,6 +222,14 @@ class ChoreSpec:
         if self.resources is not None and not isinstance(self.resources, Resources):
             raise UsageError(f"resources must be a Resources, not {self.resources!r}.")
 
+    @property
+    def chore_key(self) -> str | None:
+        """``Chore.key`` of the chore that this becomes: how a strategy knows its own again.
+
+        None without ``key``; then it depends on the chore whose end is being answered.
+        """
+        return None if self.key is None else named_key(self.key)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -186,6 +243,7 @@ class Call:
     resources: Resources = ONE_CORE
     nice: int = 0
     key: str | None = None
+    policy: Policy = DEFAULT_POLICY
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +264,7 @@ class Chore:
     """Id of the chore whose end made a strategy spawn this one."""
     unfit: Failure | None = None
     """Why it can never run here, if it cannot."""
+    policy: Policy = DEFAULT_POLICY
 
     @property
     def chore_type(self) -> ChoreType:
@@ -235,6 +294,7 @@ class Chore:
             "nice": self.nice,
             "parent": self.parent,
             "unfit": self.unfit.as_dict() if self.unfit else None,
+            "policy": self.policy.as_dict(),
         }
         return {k: v for k, v in data.items() if v or k == "payload"}
 
@@ -252,7 +312,13 @@ class Chore:
             nice=data.get("nice", 0),
             parent=data.get("parent"),
             unfit=Failure.from_dict(data["unfit"]) if data.get("unfit") else None,
+            policy=Policy.from_dict(data.get("policy", {})),
         )
+
+
+def salt_of(seed: int) -> int:
+    """What a run's own seed changes in the seeds of its chores, by exclusive or; 0 changes nothing."""
+    return int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
 
 
 def pack(arguments: Any, reader: ResultReader | None = None) -> tuple[bytes, tuple[str, ...]]:
@@ -335,6 +401,11 @@ def _culprit(arguments: Any) -> str:
         except Exception:  # any failure to pickle is the answer we look for
             return f"The {label}, of type {type(value).__name__},"
     return "The arguments"
+
+
+def named_key(key: str) -> str:
+    """Identity of a chore that was given a key of its own."""
+    return content_key("named", key)
 
 
 def content_key(*parts: str | bytes) -> str:

@@ -111,7 +111,7 @@ def _completed(
     deadline = None if timeout is None else time.monotonic() + timeout
     index: dict[tuple[int, str], list[OutputReference]] = {}
     for session, one in waiting:
-        index.setdefault((id(session), one.chore_id), []).append(one)
+        index.setdefault((id(session), session.real(one.chore_id)), []).append(one)
     sessions = {id(session): session for session, _ in waiting}
     seen = dict.fromkeys(sessions, 0)
 

@@ -39,9 +39,13 @@ def place() -> dict[str, str]:
 
 
 def _process_start(pid: int) -> str:
-    """Start time of a process in clock ticks, so that a recycled pid is not taken for the holder."""
+    """Start time of a process in clock ticks, so that a recycled pid is not taken for the holder.
+
+    Empty for one that has ended, although its parent may not have taken notice yet.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
 

@@ -12,15 +12,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
-from matforge.chore import Call, Chore, content_key
-from matforge.engine import arbitration, graph
+from matforge.chore import Call, Chore, salt_of
+from matforge.dispatch import GRACE_S, Dispatch
+from matforge.engine import graph
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
+from matforge.engine.requests import Answer as Reply
+from matforge.engine.requests import Inbox, cancel_chores
 from matforge.engine.run import Run
-from matforge.engine.status import Counters, StatusWriter
-from matforge.engine.store import FULL_LIMIT, OUT_NAME, StorageError, storage_sentence
+from matforge.engine.run import Stop as StopStep
+from matforge.engine.status import StatusWriter
+from matforge.engine.store import StorageError, storage_sentence
 from matforge.executors.protocol import (
     CapacityChanged,
     Executor,
@@ -32,15 +35,16 @@ from matforge.executors.protocol import (
     Started,
     Task,
 )
-from matforge.model import Attempt, ChoreState, MatForgeError, RunState
+from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeError, RunState
+from matforge.policy import pause_before
 from matforge.steering import Answer, Entry, Steering
 from matforge.strategy import FutureProcessingStrategy
+from matforge.telling import Teller
 
 log = logging.getLogger("matforge")
 
 IDLE_POLL_S = 5.0
 """Longest wait for a report; the lock is renewed and the status looked at in between."""
-METADATA_VERSION = 1
 ERRORS_SHOWN = 20
 """Strategy errors in ``status.json``; all of them are in the journal and in the log."""
 
@@ -93,6 +97,7 @@ class FluxManager:
     ) -> None:
         self.engine = run
         self.status = status
+        status.tally = run.tally
         self._executor = executor
         self._strategy = strategy
         self._gate = threading.RLock()
@@ -103,14 +108,15 @@ class FluxManager:
         self._functions = functions
         self._lock = lock
         self._fresh = fresh
-        self._on_end = on_end
+        self._inbox = Inbox(run.store.path, lock.token if lock is not None else "")
         self._requests: deque[Callable[[], None]] = deque()
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
-        self._salt = int(content_key("seed", str(seed))[:16], 16) >> 1 if seed else 0
+        self._teller = Teller(run, status, salt_of(seed), on_end)
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
-        self._mean_wall: float | None = None
+        self._dispatch = Dispatch(run, backfill=strategy.backfill)
+        self._ends_because = "the allocation ends"
         self._finished = False
         self._interrupted: str | None = None
         self._taken_over = False
@@ -149,6 +155,26 @@ class FluxManager:
             self._executor.wake()
         return added
 
+    def drain(self, reason: str, within: float | None = None) -> None:
+        """Start nothing more, let what runs end, and leave, resumable; callable from any thread.
+
+        Parameters
+        ----------
+        reason : str
+            Half a sentence.
+        within : float, optional
+            Seconds after which what still runs is stopped; default: when the allocation ends.
+        """
+
+        def close() -> None:
+            log.info("nothing more is started (%s)", reason)
+            self._ends_because = reason
+            # the dispatcher stops a little earlier, so that everything can be written in time
+            at = None if within is None else self._executor.now() + within + GRACE_S
+            self._dispatch.close(at)
+
+        self._request(close)
+
     def release(self) -> None:
         """Let a run that was held open end when all its chores have; callable from any thread."""
 
@@ -182,8 +208,9 @@ class FluxManager:
             while not (self._finished or self._interrupted or self.problem):
                 if not self._take_requests():
                     break
-                self._dispatch()
+                self._dispatch_ready()
                 self._settle()
+                self._mind_the_time()
                 for report in self._executor.poll(self._patience()):
                     self._absorb(report)
                 self._settle()
@@ -214,13 +241,16 @@ class FluxManager:
         self._learn_capacity()
         self.status.state = RunState.RUNNING
         self._tell_errors()
+        for chore in self.engine.stopped_by():
+            self._stop_for(chore)
         if self._fresh:
             self._steering.ask(None)
         self._settle()
         self._write_out(force=True)
 
     def _learn_capacity(self) -> None:
-        self._capacity = capacity = self._executor.capacity()
+        capacity = self._executor.capacity()
+        self._dispatch.learn_capacity(capacity)
         self.status.allocation = {
             "nodes": capacity.nodes,
             "cores_per_node": capacity.cores_per_node,
@@ -231,6 +261,7 @@ class FluxManager:
 
     def _take_requests(self) -> bool:
         """Whether to go on."""
+        self._hear()
         while self._requests and self._interrupted is None:
             self._requests.popleft()()
         # a plan has numbered its chores already, so others have to wait for their numbers
@@ -243,16 +274,31 @@ class FluxManager:
         if chore_id in self.engine.records:
             self._perform(self.engine.cancel(chore_id))
 
+    def _hear(self) -> None:
+        """Do what was asked through the run directory; journalled before it is told."""
+        now = self._executor.now()
+        for request in self._inbox.take(now):
+            reply = Reply()
+            if request.chores:
+                reply, instructions = cancel_chores(self.engine, request.chores)
+                self._perform(instructions)
+            else:
+                self._interrupted = "it was cancelled with `matforge cancel`"
+            self._flush(now)
+            self._inbox.answer(request, reply)
+
     def _patience(self) -> float:
         """How long the next poll may wait."""
         if self._finished or self._requests or self._additions or self.engine.plan is not None:
             return 0.0
         now = self._executor.now()
-        waits = [IDLE_POLL_S]
+        waits = [IDLE_POLL_S, self._inbox.due - now]
         if (due := self.engine.journal.sync_due) is not None:
             waits.append(due - now)
-        if self.status.changed(self._counters()):
+        if self.status.changed(self._teller.counters()):
             waits.append(self.status.due() - now)
+        if (due := self._dispatch.due()) is not None:
+            waits.append(due - now)
         return max(0.0, min(waits))
 
     def _write_out(self, *, force: bool = False) -> None:
@@ -261,34 +307,32 @@ class FluxManager:
             self._lock.renew(now)  # first: whoever has lost the run must not write
         self._flush(now)
         if force or self.status.due() <= now:
-            self.status.write(self._counters(), now, force=force)
+            self.status.write(self._teller.counters(), now, force=force)
 
     def _flush(self, now: float) -> None:
         """Out of this process: everything that must be known before anything follows from it."""
         self.engine.write_endings()
-        self._tell()
+        self._teller.tell(now)
         self.engine.flush(now)
 
     # -- dispatch
 
-    def _dispatch(self) -> None:
-        run, total = self.engine, self._capacity.total_cores
-        depth = min(self._capacity.queue_depth, arbitration.queue_depth(self._mean_wall, total))
-        if not self._strategy.backfill:
-            if run.cores_in_flight:
-                return
-            depth = run.graph.counts[ChoreState.READY] * total  # a whole wave
-        tasks: list[Task] = []
-        while (chore_id := run.graph.next_ready()) is not None:
-            cores = run.records[chore_id].chore.resources.cores
-            if not arbitration.fits_now(run.cores_in_flight, cores, total, depth):
-                break
-            submit = run.submit_next()
-            assert submit is not None
-            tasks.append(self._task(run.records[submit.id].chore, submit.number))
+    def _dispatch_ready(self) -> None:
+        now = self._executor.now()
+        self._dispatch.release(now)
+        tasks = [self._task(self.engine.records[s.id].chore, s.number) for s in self._dispatch.select(now)]
         if tasks:
-            self._flush(self._executor.now())
+            self._flush(now)
             self._executor.submit(tasks)
+
+    def _mind_the_time(self) -> None:
+        """End the run, resumable, when its time is over or nothing can be started in what is left."""
+        if self._finished or self._interrupted or self.problem:
+            return
+        dispatch = self._dispatch
+        if dispatch.over(self._executor.now()) or (dispatch.stuck() and self._steering.idle):
+            left = self.engine.graph.open
+            self._interrupted = f"{self._ends_because}; {left} chores have not ended"
 
     def _task(self, chore: Chore, number: int) -> Task:
         run = self.engine
@@ -308,12 +352,11 @@ class FluxManager:
             payload=payload if payload is not None else chore.payload,
             inputs=tuple(inputs),
             directory=record.directory,
-            seed=self.seed_of(chore),
+            seed=self._teller.seed_of(chore),
+            expected_s=self._dispatch.expected(chore.id),
+            timeout_s=chore.policy.timeout,
+            memory=chore.resources.memory,
         )
-
-    def seed_of(self, chore: Chore) -> int:
-        """A reproducible 63-bit seed: of the chore's key and the run's seed."""
-        return chore.seed ^ self._salt
 
     def _perform(self, instructions: list[graph.Instruction]) -> None:
         attempts = [
@@ -334,7 +377,8 @@ class FluxManager:
             # what a broken executor gives back has done nothing wrong: it is simply still to be run
             if self.problem is None and self.engine.is_current(report.attempt):
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
-                self.engine.lost(report.attempt, report.failure)
+                again = self.engine.lost(report.attempt, report.failure)
+                self._after_failure(self.engine.records[report.attempt.chore_id].chore, report.failure, again)
         elif isinstance(report, CapacityChanged):
             self._learn_capacity()
         elif isinstance(report, ExecutorFailed):
@@ -345,10 +389,11 @@ class FluxManager:
         if not self.engine.is_current(report.attempt):
             log.info("a late report of %s %s is discarded", report.attempt.chore_id, report.attempt.tag)
             return
-        wall = report.usage.wall_s
-        self._mean_wall = wall if self._mean_wall is None else 0.9 * self._mean_wall + 0.1 * wall
+        chore = self.engine.records[report.attempt.chore_id].chore
+        self._dispatch.learn_wall(chore.name, report.usage.wall_s)
         if report.failure is not None:
-            self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
+            again = self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
+            self._after_failure(chore, report.failure, again)
             return
         assert report.result is not None
         self.engine.succeeded(
@@ -359,6 +404,23 @@ class FluxManager:
             inline=report.inline,
             printed=report.printed,
         )
+
+    def _after_failure(self, chore: Chore, failure: Failure, again: bool) -> None:
+        """Wait before the next try, or stop the run, if the kind or the chore's author wants it."""
+        if failure.kind is FailureKind.STORAGE:
+            self._interrupted = self._interrupted or failure.message.removesuffix(".")
+        if again:
+            tries = len(self.engine.records[chore.id].attempts)
+            log.info("%s is tried again after: %s", chore.id, failure.message)
+            if pause := pause_before(failure.kind, tries):
+                self._dispatch.pause(chore.id, self._executor.now() + pause)
+        elif chore.policy.stops and self.engine.graph.nodes[chore.id].state is ChoreState.FAILED:
+            self._stop_for(chore)
+
+    def _stop_for(self, chore: Chore) -> None:
+        """Its author wants nothing more to be started once it has failed."""
+        stop = StopStep(f"{chore.id} failed")
+        self._perform(self.engine.decide([stop], state=None, origin=f"stop:{chore.id}"))
 
     # -- the strategy
 
@@ -388,8 +450,10 @@ class FluxManager:
                 answer.steps, state=answer.state, origin=answer.origin, error=answer.error
             )
         else:
-            instructions = run.settle(answer.ending, answer.steps, state=answer.state, error=answer.error)
-            self._asked -= 1
+            instructions = run.settle(
+                answer.ending, answer.steps, state=answer.state, error=answer.error, earlier=answer.earlier
+            )
+            self._asked -= 1 + len(answer.earlier)
         if answer.error:
             self._tell_errors()
         self._perform(instructions)
@@ -398,63 +462,7 @@ class FluxManager:
         if self.engine.strategy_errors:
             self.status.extra["strategy_errors"] = self.engine.strategy_errors[-ERRORS_SHOWN:]
 
-    def _tell(self) -> None:
-        """Metadata, status and whoever waits: of what is in the journal's queue by now."""
-        endings, self.engine.written = self.engine.written, []
-        for ending in endings:
-            self._tell_one(ending)
-
-    def _tell_one(self, ending: Ending) -> None:
-        run, chore = self.engine, ending.chore
-        record = run.records[chore.id]
-        failed = ending.state is ChoreState.FAILED
-        directory = record.directory
-        few = run.graph.counts[ChoreState.FAILED] <= FULL_LIMIT
-        if directory is None and (ending.facts.printed or (failed and ending.facts.number and few)):
-            directory = f"{OUT_NAME}/{chore.id}"  # where a person will look
-        if failed and ending.failure is not None:
-            self.status.failed(chore.id, ending.failure, self._executor.now())
-            log.warning("%s failed (%s): %s", chore.id, ending.failure.kind.value, ending.failure.message)
-        run.store.put_metadata(chore.id, directory, self._metadata(ending))
-        record.attempts = []
-        run.small_payloads.pop(chore.id, None)
-        if self._on_end is not None:
-            self._on_end(ending)
-
-    def _metadata(self, ending: Ending) -> dict[str, Any]:
-        chore = ending.chore
-        return {
-            "format_version": METADATA_VERSION,
-            "chore_id": chore.id,
-            "key": chore.key,
-            "name": chore.name,
-            "function": chore.function,
-            "resources": chore.resources.as_dict(),
-            "dependencies": list(chore.inputs),
-            "parent": chore.parent,
-            "seed": self.seed_of(chore),
-            "state": ending.state.value,
-            "failure": ending.failure.as_dict() if ending.failure else None,
-            "report": ending.facts.report,
-            "result": ending.result.as_list() if ending.result else None,
-            "attempts": self.engine.records[chore.id].attempts,
-        }
-
     # -- the end
-
-    def _counters(self) -> Counters:
-        run, allocation = self.engine, self.status.allocation
-        counts = run.graph.counts
-        return Counters(
-            ready=counts[ChoreState.READY],
-            blocked=counts[ChoreState.BLOCKED],
-            running=counts[ChoreState.RUNNING],
-            completed=counts[ChoreState.COMPLETED],
-            failed=counts[ChoreState.FAILED],
-            cancelled=counts[ChoreState.CANCELLED],
-            free_cores=max(0, allocation.get("total_cores", 0) - run.cores_in_flight),
-            free_gpus=max(0, allocation.get("total_gpus", 0) - run.gpus_in_flight),
-        )
 
     def _end(self) -> None:
         """Leave nothing behind: no process, no unwritten record, no lock."""
@@ -490,7 +498,7 @@ class FluxManager:
             if self._finished:
                 run.journal.append({"e": "state", "s": self.status.state.value})
             run.journal.close()
-            self.status.write(self._counters(), self._executor.now(), force=True)
+            self.status.write(self._teller.counters(), self._executor.now(), force=True)
         except OSError as error:
             self.problem = self._sentence(error)
             if self.status.state is RunState.COMPLETED:

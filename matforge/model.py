@@ -100,6 +100,16 @@ class Failure:
     signal: int | None = None
     root: str | None = None
     """For ``DEPENDENCY_FAILED``: id of the chore whose failure started it."""
+    host: str = ""
+    slot: int | None = None
+    attempt: int | None = None
+    """Which attempt it was, counted from 1."""
+    started_at: float | None = None
+    """When the attempt began (Unix time)."""
+    wall_s: float | None = None
+    """Seconds it ran."""
+    peak_memory: int | None = None
+    """Most memory it occupied (bytes), as far as it was seen."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the fields that say nothing."""
@@ -191,6 +201,9 @@ class Resources:
         Whether the driver's environment is passed on beneath ``env``.
     isolated : bool
         Run in a process of its own that ends with the chore.
+    memory : int, optional
+        Bytes that all tasks together may occupy; counted when chores are placed, and a chore that
+        takes more is ended.
 
     Raises
     ------
@@ -205,8 +218,11 @@ class Resources:
     env: Mapping[str, str] | None = None
     inherit_env: bool = True
     isolated: bool = False
+    memory: int | None = None
 
     def __post_init__(self) -> None:
+        if self.memory is not None and (not isinstance(self.memory, int) or self.memory < 1):
+            raise UsageError(f"memory must be a positive number of bytes, not {self.memory!r}.")
         for name, least in (("num_tasks", 1), ("cores_per_task", 1), ("gpus_per_task", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -334,6 +350,25 @@ def apply_path(value: Any, path: Iterable[Any]) -> Any:
     for index in path:
         value = value[index]
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The result of a command: what :meth:`Pipeline.exec` refers to.
+
+    Indexing by the name of a field gives the field, so that ``ref["stdout"]`` passes the path on
+    to another chore.
+    """
+
+    exit_code: int
+    stdout: str
+    """Path of what it wrote to its standard output."""
+    stderr: str
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.__slots__:
+            raise KeyError(name)
+        return getattr(self, name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from matforge.executors import choose
 from matforge.executors.protocol import Executor, RunContext
 from matforge.manager import FluxManager
 from matforge.model import ChoreState, MatForgeError, Resources, UsageError
+from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.session import Session, open_log
 from matforge.settings import Settings
 from matforge.steering import Entry
@@ -55,6 +56,35 @@ _NOT_STORED = ("basedir", "quiet")
 # ---------------------------------------------------------------- begin
 
 
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What chores of a run get that do not say otherwise."""
+
+    policy: Policy = DEFAULT_POLICY
+    memory: int | None = None
+
+    def call(self, call: Call) -> Call:
+        """A call with the defaults filled in."""
+        if self == NO_DEFAULTS:
+            return call
+        return replace(call, policy=call.policy.over(self.policy), resources=self.resources(call.resources))
+
+    def entry(self, entry: Entry) -> Entry:
+        """A function with the defaults filled in, for what is spawned."""
+        return replace(
+            entry, policy=entry.policy.over(self.policy), resources=self.resources(entry.resources)
+        )
+
+    def resources(self, resources: Resources) -> Resources:
+        """Resources with the default memory."""
+        if self.memory is None or resources.memory is not None:
+            return resources
+        return replace(resources, memory=self.memory)
+
+
+NO_DEFAULTS = Defaults()
+
+
 def begin(
     settings: Settings,
     registry: ChoreRegistry,
@@ -63,6 +93,7 @@ def begin(
     *,
     executor: Executor | None = None,
     held: bool = False,
+    defaults: Defaults = NO_DEFAULTS,
 ) -> Session:
     """Make a run directory, write down everything a resume needs, and start.
 
@@ -77,9 +108,10 @@ def begin(
     with ExitStack() as undo:
         executor = executor or _executor(settings)
         undo.callback(executor.close, kill=True)
+        calls = [defaults.call(call) for call in calls]
         _check_fit(calls, executor)
         strategy = strategy or AdaptiveStrategy()
-        pickled = {name: _pickle_function(registry.get(name)) for name in registry}
+        _check_functions(registry)
         frozen = _pickle_strategy(strategy)
         now = executor.now()
         run_dir = create_run_dir(settings.basedir, now)
@@ -88,10 +120,7 @@ def begin(
         store = RunStore(run_dir, layout=settings.layout, sync=power)
         store.expected = len(calls)
         undo.callback(store.close)
-        functions = {
-            name: Entry.of(registry.get(name), store.put_function(_file_name(name, data), data))
-            for name, data in pickled.items()
-        }
+        functions = _functions(registry, defaults, store)
         store.put_function(STRATEGY_FILE, frozen)
         record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=power)
         undo.callback(record.abandon)
@@ -128,7 +157,10 @@ def _check_fit(calls: Sequence[Call], executor: Executor) -> None:
 def _fits(executor: Executor) -> Any:
     capacity = executor.capacity()
     return functools.partial(
-        arbitration.why_unfit, total_cores=capacity.total_cores, total_gpus=capacity.total_gpus
+        arbitration.why_unfit,
+        total_cores=capacity.total_cores,
+        total_gpus=capacity.total_gpus,
+        node_memory=capacity.memory_per_node,
     )
 
 
@@ -143,6 +175,30 @@ def _executor(settings: Settings) -> Executor:
 
 def _file_name(name: str, data: bytes) -> str:
     return f"{slug(name)}-{content_key(data)[:10]}"
+
+
+def _check_functions(registry: ChoreRegistry) -> None:
+    """Find out before anything is made whether a function cannot be pickled."""
+    for name in registry:
+        _pickle_function(registry.get(name))
+
+
+def _functions(registry: ChoreRegistry, defaults: Defaults, store: RunStore) -> dict[str, Entry]:
+    """Write the functions of a registry into the run."""
+    functions: dict[str, Entry] = {}
+    for name in registry:
+        entry = registry.get(name)
+        data = _pickle_function(entry)
+        functions[name] = defaults.entry(Entry.of(entry, store.put_function(_file_name(name, data), data)))
+    return functions
+
+
+def _described(functions: Mapping[str, Entry]) -> dict[str, Any]:
+    """Functions as the journal holds them."""
+    return {
+        name: [entry.file, entry.resources.as_dict(), entry.id_name, entry.policy.as_dict()]
+        for name, entry in functions.items()
+    }
 
 
 def _pickle_function(entry: Registration) -> bytes:
@@ -184,14 +240,23 @@ def _run_record(
         "settings": {
             one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in _NOT_STORED
         },
-        "functions": {
-            name: [entry.file, entry.resources.as_dict(), entry.id_name] for name, entry in functions.items()
-        },
+        "functions": _described(functions),
         "sys_path": [p for p in sys.path if p],
     }
 
 
 # ---------------------------------------------------------------- reopen
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a script brings that goes on with a run of its own: it finds its chores by their content."""
+
+    registry: ChoreRegistry
+    calls: Sequence[tuple[str, Call]]
+    """Ids in the script's pipeline, and the calls."""
+    strategy: FutureProcessingStrategy
+    defaults: Defaults = NO_DEFAULTS
 
 
 def reopen(
@@ -201,29 +266,45 @@ def reopen(
     workers: int | None = None,
     quiet: bool = False,
     made: Executor | None = None,
+    script: Script | None = None,
 ) -> Session:
     """Continue a run from its journal.
+
+    Parameters
+    ----------
+    run_dir : Path
+    executor, workers
+        Default: as before.
+    quiet : bool
+        Do not say where the run writes.
+    made : Executor, optional
+        Instead of one by name.
+    script : Script, optional
+        Its functions and its strategy take the place of the stored ones, and chores are added that
+        the run does not have yet.
 
     Raises
     ------
     MatForgeError
         If another driver holds it, or the journal is damaged, or was written before the script
-        had submitted everything.
+        had submitted everything (and no script is given that does so now).
     """
     now = time.time() if made is None else made.now()
     with ExitStack() as undo:
         lock = _locked(run_dir, now, undo)
         with _no_garbage():
             records, tail = journal.read(run_dir / JOURNAL_NAME)
-        first = _first(run_dir, records)
+        first = _first(run_dir, records, whole=script is None)
         settings = _settings(run_dir, first, executor, workers, quiet)
         settings.check()
         maker = made or _executor(settings)
         undo.callback(maker.close, kill=True)
+        if script is not None:
+            _check_fit([script.defaults.call(call) for _, call in script.calls], maker)
         epoch = 2 + sum(r["e"] == "resume" for r in records)
         power = settings.durability == "power"
         store = RunStore(run_dir, layout=settings.layout, epoch=epoch, sync=power)
-        store.expected = sum(r["n"] for r in records if r["e"] == "submitted")
+        store.expected = max((r["n"] for r in records if r["e"] == "submitted"), default=0)
         undo.callback(store.close)
         record = _reopened_journal(run_dir, tail, len(records), power)
         undo.callback(record.abandon)
@@ -231,23 +312,55 @@ def reopen(
         with _no_garbage():
             run.replay(records)
         run.resumed(now, tail.torn)
+        alias: dict[str, str] = {}
+        functions = _stored_functions(records)
+        if script is not None:
+            functions |= _functions(script.registry, script.defaults, store)
+            record.append({"e": "functions", "functions": _described(functions)})
+            alias = _find_chores(run, script)
         # the epoch must be known before anything of it can be started
         run.flush(now)
         sys.path += [path for path in first["sys_path"] if path not in sys.path]
-        strategy = _load_strategy(run_dir, run.strategy_state)
-        functions = {
-            name: Entry(file_name, Resources.from_dict(resources), id_name)
-            for name, (file_name, resources, id_name) in first["functions"].items()
-        }
+        strategy = _strategy_again(run, script)
         fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
         session = _session(
             run, maker, strategy, functions, settings, lock,
             started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
         )  # fmt: skip
+        session.alias = alias
         if tail.torn:
             log.warning("cut off %d bytes of a write that never finished", tail.torn)
         session.start(undo)
     return session
+
+
+def _find_chores(run: Run, script: Script) -> dict[str, str]:
+    """Add a script's calls to a run that may have them: ids in the run, where they are others."""
+    ids: dict[str, str] = {}
+    for name, call in script.calls:
+        call = script.defaults.call(call)
+        inputs = tuple(ids[needed] for needed in call.inputs)
+        ids[name] = run.add(replace(call, inputs=inputs)).id
+    run.journal.append({"e": "submitted", "n": len(ids)})
+    return {name: there for name, there in ids.items() if name != there}
+
+
+def _strategy_again(run: Run, script: Script | None) -> FutureProcessingStrategy:
+    if script is None:
+        return _load_strategy(run.store.path, run.strategy_state)
+    run.store.put_function(STRATEGY_FILE, _pickle_strategy(script.strategy))
+    return _load_strategy(run.store.path, run.strategy_state)
+
+
+def _stored_functions(records: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
+    """The functions of a run, the latest of each name."""
+    functions: dict[str, Entry] = {}
+    for record in records:
+        if record["e"] in ("run", "functions"):
+            for name, (file_name, resources, id_name, policy) in record["functions"].items():
+                wants, rules = Resources.from_dict(resources), Policy.from_dict(policy)
+                functions[name] = Entry(file_name, wants, id_name, rules)
+    return functions
 
 
 @contextmanager
@@ -284,7 +397,7 @@ def _load_strategy(run_dir: Path, state: str | None) -> FutureProcessingStrategy
     return strategy
 
 
-def _first(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _first(run_dir: Path, records: list[dict[str, Any]], *, whole: bool = True) -> dict[str, Any]:
     if not records or records[0]["e"] != "run":
         raise MatForgeError(f"{run_dir} was ended before it had begun; start it again instead.")
     if records[0]["v"] > journal.FORMAT_VERSION:
@@ -292,7 +405,7 @@ def _first(run_dir: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
             f"{run_dir} was written by MatForge {records[0]['matforge']}, which is newer than this "
             f"{__version__}; resume it with that version."
         )
-    if not any(r["e"] == "submitted" for r in records):
+    if whole and not any(r["e"] == "submitted" for r in records):
         raise MatForgeError(
             f"{run_dir} was ended before its script had submitted all chores; run the script again."
         )
@@ -354,7 +467,7 @@ def _session(
     session = Session(run_dir, manager, run)
     _recall(session, status, started_at)
     open_log(run_dir)
-    if not settings.quiet:
+    if not (settings.quiet or os.environ.get("MATFORGE_QUIET")):
         print(
             f"MatForge writes to {run_dir}\n  status   {run_dir / 'status.json'}\n"
             f"  log      {run_dir / LOG_NAME}\n  results  {run_dir / OUT_NAME}",

@@ -25,11 +25,13 @@ from matforge.callbacks import CallbackStrategy, Watch
 from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, nearest, pack, slug
 from matforge.delayed import Delayed
 from matforge.drawing import Graph
+from matforge.engine.store import find_run
 from matforge.future import RunFuture, as_completed
 from matforge.model import MatForgeError, OutputReference, Resources, UsageError
-from matforge.opening import begin
+from matforge.opening import Defaults, Script, begin, reopen
+from matforge.policy import OnFailure, memory_bytes, policy_of
 from matforge.session import Results, Session
-from matforge.settings import run_settings
+from matforge.settings import Settings, run_settings
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy, made
 
 StrategyLike = FutureProcessingStrategy | type[FutureProcessingStrategy]
@@ -57,6 +59,12 @@ class Pipeline:
         is synced).
     seed : int
         Changes the seeds of all chores (:func:`matforge.seed`).
+    resume : path, optional
+        A run that an earlier execution of the script began: :meth:`submit` goes on with it. Its chores
+        are found by their content (function, arguments, and how often they were recorded before), and
+        what completed is not run again. Default: ``MATFORGE_RESUME``, for the first submit of a process.
+    reserve_broker_node, controller_cores
+        Accepted and without effect: the driver needs no place of its own.
     """
 
     def __init__(
@@ -71,6 +79,9 @@ class Pipeline:
         layout: str | None = None,
         durability: str = "process",
         seed: int = 0,
+        resume: str | os.PathLike[str] | None = None,
+        reserve_broker_node: bool | None = None,
+        controller_cores: int | None = None,
     ) -> None:
         self.registry = registry if registry is not None else ChoreRegistry()
         self._settings = run_settings(
@@ -80,6 +91,7 @@ class Pipeline:
         self._calls: list[Call] = []
         self._ids: dict[str, Call] = {}
         self._keys: dict[str, OutputReference] = {}
+        self._resume = resume
         self._watches: list[Watch] = []
         self._future: RunFuture | None = None
 
@@ -98,6 +110,11 @@ class Pipeline:
         isolated: bool = False,
         resources: Resources | None = None,
         nice: int = 0,
+        retries: int | None = None,
+        timeout: float | str | None = None,
+        expected: float | str | None = None,
+        memory: int | str | None = None,
+        on_failure: OnFailure | None = None,
     ) -> Callable[[Callable[..., Any]], Delayed]:
         """Decorate a function so that its calls are recorded as chores.
 
@@ -110,11 +127,21 @@ class Pipeline:
         resources : Resources, optional
         nice : int
             Lower runs earlier.
+        retries : int
+            Failures of its own (:data:`matforge.policy.RULES`) after which it is tried again; default: 0.
+        timeout : float or str
+            After so long an attempt is ended: seconds, or a text like ``"20m"``.
+        expected : float or str
+            How long it will probably take; so that nothing is started that cannot finish.
+        memory : int or str
+            What it may occupy: bytes, or a text like ``"4GiB"``; counted when chores are placed.
+        on_failure : str
+            ``continue`` (the default), or ``stop``: start nothing more once it has failed for good.
 
         Raises
         ------
         UsageError
-            If it is used without parentheses, or a resource is out of range.
+            If it is used without parentheses, or a value is out of range.
         """
         if callable(name):
             raise UsageError("Write @pipe.chore(), with parentheses, above the function.")
@@ -122,9 +149,13 @@ class Pipeline:
         wants = resources or Resources(
             num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, isolated
         )
+        if memory is not None:
+            wants = replace(wants, memory=memory_bytes(memory))
+        policy = policy_of(retries, timeout, expected, on_failure)
 
         def decorate(func: Callable[..., Any]) -> Delayed:
-            return Delayed(self, self.registry.register(func, name=name, resources=wants), {"nice": nice})
+            entry = self.registry.register(func, name=name, resources=wants, policy=policy)
+            return Delayed(self, entry, {"nice": nice})
 
         return decorate
 
@@ -224,7 +255,9 @@ class Pipeline:
         self._check_open()
         payload, inputs = pack((tuple(args), dict(kwargs)), self)
         wants = resources or entry.resources
-        return self._record(Call(entry.id_name, payload, inputs, entry.qualname, wants, nice, key))
+        return self._record(
+            Call(entry.id_name, payload, inputs, entry.qualname, wants, nice, key, entry.policy)
+        )
 
     def exec(
         self,
@@ -240,6 +273,11 @@ class Pipeline:
         deps: Iterable[OutputReference] = (),
         resources: Resources | None = None,
         nice: int = 0,
+        retries: int | None = None,
+        timeout: float | str | None = None,
+        expected: float | str | None = None,
+        memory: int | str | None = None,
+        on_failure: OnFailure | None = None,
     ) -> OutputReference:
         """Record a command.
 
@@ -250,7 +288,8 @@ class Pipeline:
             string is taken apart like a shell does, but no shell is run.
         name : str, optional
             Default: the program's name.
-        num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, resources, nice
+        num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env, resources, nice, retries, timeout, \
+        expected, memory, on_failure
             As of :meth:`chore`.
         deps : iterable of OutputReference
             Chores that have to complete before.
@@ -258,7 +297,7 @@ class Pipeline:
         Returns
         -------
         OutputReference
-            To ``{"exit_code": 0, "stdout": path, "stderr": path}``.
+            To a :class:`~matforge.CommandResult`: exit code and the paths of its streams.
         """
         self._check_open()
         words = shlex.split(command) if isinstance(command, str) else list(command)
@@ -274,8 +313,11 @@ class Pipeline:
         _, after = pack(list(deps), self)
         program = "command" if isinstance(words[0], OutputReference) else Path(str(words[0])).name
         wants = resources or Resources(num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env)
+        if memory is not None:
+            wants = replace(wants, memory=memory_bytes(memory))
+        policy = policy_of(retries, timeout, expected, on_failure)
         needed = tuple(dict.fromkeys((*inputs, *after)))
-        return self._record(Call(slug(name or program), payload, needed, None, wants, nice))
+        return self._record(Call(slug(name or program), payload, needed, None, wants, nice, policy=policy))
 
     def _record(self, call: Call) -> OutputReference:
         check_nice(call.nice)
@@ -326,6 +368,11 @@ class Pipeline:
         reserve_broker_node: bool = False,
         controller_cores: int = 0,
         quiet: bool = False,
+        retries: int | None = None,
+        timeout: float | str | None = None,
+        expected: float | str | None = None,
+        memory: int | str | None = None,
+        on_failure: OnFailure | None = None,
     ) -> RunFuture:
         """Start the run; returns at once.
 
@@ -343,6 +390,8 @@ class Pipeline:
             A strategy or its class; overrides ``adaptive``. Default: ``MATFORGE_STRATEGY``.
         quiet : bool
             Do not say where the run writes.
+        retries, timeout, expected, memory, on_failure
+            Defaults for all chores that do not say otherwise; see :meth:`chore`.
         write_restart_freq, dynopro, reserve_broker_node, controller_cores
             Accepted and without effect: every run can be resumed at any time, and the driver needs
             no place of its own.
@@ -362,8 +411,27 @@ class Pipeline:
             gpu_affinity=set_gpu_affinity,
             quiet=quiet,
         )
-        self._future = RunFuture(begin(settings, self.registry, self._calls, strategy))
+        defaults = Defaults(
+            policy_of(retries, timeout, expected, on_failure),
+            None if memory is None else memory_bytes(memory),
+        )
+        self._future = RunFuture(self._begin(settings, strategy, defaults))
         return self._future
+
+    def _begin(self, settings: Settings, strategy: FutureProcessingStrategy, defaults: Defaults) -> Session:
+        """A new run, or the one that this script is to go on with; the environment names it once."""
+        resume = self._resume or os.environ.pop("MATFORGE_RESUME", None)
+        if not resume:
+            return begin(settings, self.registry, self._calls, strategy, defaults=defaults)
+        script = Script(self.registry, list(self._ids.items()), strategy, defaults)
+        named = settings.executor if settings.executor != "auto" else None
+        return reopen(
+            find_run(Path(resume)),
+            executor=named,
+            workers=settings.workers,
+            quiet=settings.quiet,
+            script=script,
+        )
 
     def _strategy(self, given: StrategyLike | None, adaptive: bool) -> FutureProcessingStrategy:
         if self._watches:
@@ -406,15 +474,17 @@ class Pipeline:
     def cancel(self, reference: OutputReference | str) -> None:
         """Stop a chore, even one that runs, and all that depends on it; returns at once."""
         name = reference.chore_id if isinstance(reference, OutputReference) else reference
-        if name not in self.session.engine.records:
+        real = self.session.real(name)
+        if real not in self.session.engine.records:
             raise UsageError(f"There is no chore {name!r}{nearest(name, self._ids)}.")
-        self.session.manager.cancel(name)
+        self.session.manager.cancel(real)
 
     def read_result(self, name: str, timeout: float | None = None) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
         session = self.session
-        session.wait_for(name, timeout)
-        return session.read_result(name)
+        real = session.real(name)
+        session.wait_for(real, timeout)
+        return session.read_result(real)
 
     def _live(self) -> RunFuture:
         if self._future is None:

@@ -80,6 +80,9 @@ class Session:
     results: dict[str, Location] = field(default_factory=dict)
     """Chore id to location of the result, of what has completed (and is journalled)."""
     failures: dict[str, Failure] = field(default_factory=dict)
+    alias: dict[str, str] = field(default_factory=dict)
+    """Id in the script's pipeline to id in the run, where they differ: a run that a script went on with
+    may have numbered its chores otherwise."""
     ended: list[str] = field(default_factory=list)
     """Ids of the chores that have ended, whichever way, in that order."""
     on_chore: list[Callable[[str], None]] = field(default_factory=list)
@@ -162,6 +165,10 @@ class Session:
         """End the run soon; it can be resumed."""
         self.manager.interrupt(reason)
 
+    def drain(self, reason: str, within: float | None = None) -> None:
+        """Start nothing more, let what runs end, and leave; the run can be resumed."""
+        self.manager.drain(reason, within)
+
     # -- what it has
 
     def note(self, ending: Ending) -> None:
@@ -186,6 +193,10 @@ class Session:
     def has_ended(self, chore_id: str) -> bool:
         """Whether a chore has ended, whichever way."""
         return chore_id in self._has_ended
+
+    def real(self, chore_id: str) -> str:
+        """The id in the run of a chore that the script knows as ``chore_id``."""
+        return self.alias.get(chore_id, chore_id)
 
     def wait_for(self, chore_id: str, timeout: float | None = None) -> None:
         """Wait until one chore has ended, or the run has.

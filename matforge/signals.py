@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -13,11 +15,18 @@ class Live(Protocol):
     """A run that a thread of this process drives."""
 
     @property
+    def run_dir(self) -> Path:
+        """Its directory."""
+
+    @property
     def over(self) -> bool:
         """Whether it has ended."""
 
     def interrupt(self, reason: str) -> None:
         """End it soon, resumable."""
+
+    def drain(self, reason: str, within: float | None = None) -> None:
+        """Start nothing more and let what runs end, for so many seconds."""
 
     def join(self, timeout: float) -> None:
         """Wait for its thread."""
@@ -29,6 +38,11 @@ class Live(Protocol):
         """What came of it; raises if it did not complete."""
 
 
+TERM_S = 20.0
+"""Seconds that chores have to end after SIGTERM; Slurm and others kill after 30."""
+
+_told = False
+"""Whether the runs of this process were told to end."""
 _LIVE: weakref.WeakSet[Live] = weakref.WeakSet()
 """Sessions of this process that a signal has to end."""
 
@@ -39,30 +53,66 @@ def live() -> list[Live]:
 
 
 def catch(session: Live) -> None:
-    """Ctrl-C and SIGTERM end the runs of this process cleanly, unless it handles them itself."""
+    """Signals end the runs of this process cleanly, unless it handles them itself.
+
+    Ctrl-C stops them at once. SIGTERM lets what runs end for :data:`TERM_S` seconds, SIGUSR1 for as
+    long as the allocation lasts; a second signal stops at once. The process leaves with 130 or 75.
+    """
     _LIVE.add(session)
     if threading.current_thread() is not threading.main_thread():
         return
-
-    def end_all(reason: str) -> bool:
-        live = [s for s in _LIVE if not s.over]
-        for one in live:
-            one.interrupt(reason)
-        for one in live:
-            one.join(10)
-        return bool(live)
-
-    def on_interrupt(signum: int, frame: Any) -> None:
-        end_all("Ctrl-C")
-        raise KeyboardInterrupt
-
-    def on_terminate(signum: int, frame: Any) -> None:
-        if not end_all("SIGTERM"):  # none of our business: do what would have been done without us
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise SystemExit(75)
-
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, on_interrupt)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, on_terminate)
+        signal.signal(signal.SIGINT, _on_interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _on_end)
+
+
+def _open() -> list[Live]:
+    return [session for session in _LIVE if not session.over]
+
+
+def _stop(reason: str) -> None:
+    sessions = _open()
+    for one in sessions:
+        one.interrupt(reason)
+    for one in sessions:
+        one.join(10)
+
+
+def _on_interrupt(signum: int, frame: Any) -> None:
+    _stop("Ctrl-C")
+    if not threading.main_thread().is_alive():
+        _leave(130)
+    raise KeyboardInterrupt
+
+
+def _on_end(signum: int, frame: Any) -> None:
+    global _told
+    name = signal.Signals(signum).name
+    sessions = _open()
+    if not sessions:  # none of our business: do what would have been done without us
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+        return
+    if _told:
+        _stop(f"a second {name}")
+    else:
+        _told = True
+        for one in sessions:
+            one.drain(name, TERM_S if signum == signal.SIGTERM else None)
+        for one in sessions:
+            while not one.over:
+                one.join(1.0)
+    _told = False
+    _leave(75)
+
+
+def _leave(code: int) -> None:
+    """End the process; a script that has come to its end, and only waits for its runs, hears no exception."""
+    if threading.main_thread().is_alive():
+        raise SystemExit(code)
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    os._exit(code)

@@ -23,6 +23,7 @@ from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
+from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.strategy import (
     Cancel,
     Decision,
@@ -45,11 +46,12 @@ class Entry:
     file: str
     resources: Resources
     id_name: str
+    policy: Policy = DEFAULT_POLICY
 
     @classmethod
     def of(cls, registration: Registration, file: str) -> Entry:
         """The entry for a registration whose function was pickled into ``file``."""
-        return cls(file, registration.resources, registration.id_name)
+        return cls(file, registration.resources, registration.id_name, registration.policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class Answer:
     """Names an answer to no ending."""
     asked: bool = True
     """Whether there was a question; a strategy with full control may decide without one."""
+    earlier: tuple[Ending, ...] = ()
+    """Endings before this one that are answered with it: all or none must be known after a crash."""
 
 
 class Steering:
@@ -112,7 +116,7 @@ class Steering:
         silent = type(strategy).on_event is FutureProcessingStrategy.on_event
         self._silent = strategy.inline and silent and not controls
         """Whether it never decides anything about an ending, so that it need not be asked."""
-        self._unasked = run.decided
+        self._unasked = sum(origin.startswith("control-") for origin in run.origins)
         """Answers to no ending so far, those of earlier drivers included."""
         self._taken: list[Ending | None] = []
         """Questions that a strategy with full control took and has not answered."""
@@ -139,7 +143,7 @@ class Steering:
         if not self._answers:
             return None
         answer = self._answers.popleft()
-        self.outstanding -= answer.asked
+        self.outstanding -= answer.asked + len(answer.earlier)
         return answer
 
     @property
@@ -202,7 +206,7 @@ class Steering:
         return [self._event(ending) for ending in self._taken if ending is not None]
 
     def _answer_taken(self, steps: list[Step], error: str = "") -> None:
-        """The last of the questions taken gets the whole answer, the others an empty one."""
+        """All questions taken get one answer."""
         taken, self._taken = self._taken, []
         if not taken and not steps and not error:
             return
@@ -212,9 +216,11 @@ class Steering:
             origin = f"control-{self._unasked}"
             self._hand_over(Answer(None, steps, state, error or trouble, origin, asked=False))
             return
-        for ending in taken[:-1]:
-            self._hand_over(Answer(ending, [], None))
-        self._hand_over(Answer(taken[-1], steps, state, error or trouble))
+        if taken[0] is None and len(taken) > 1:  # the start has nothing to do with what came after it
+            self._hand_over(Answer(None, [], None))
+        endings = [ending for ending in taken if ending is not None]
+        last = endings[-1] if endings else None
+        self._hand_over(Answer(last, steps, state, error or trouble, earlier=tuple(endings[:-1])))
 
     # -- one event at a time
 
@@ -267,7 +273,9 @@ class Steering:
             for name in inputs:
                 self._known(name)
             resources = spec.resources or entry.resources
-            return Call(entry.id_name, payload, inputs, spec.qualname, resources, spec.nice, spec.key)
+            return Call(
+                entry.id_name, payload, inputs, spec.qualname, resources, spec.nice, spec.key, entry.policy
+            )
         if isinstance(decision, Cancel):
             return Cancelled(self._known(decision.chore))
         if isinstance(decision, Reprioritise):

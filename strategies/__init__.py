@@ -15,10 +15,13 @@ from pathlib import Path
 
 from matforge import FutureProcessingStrategy, UsageError
 
+BASE = "base"
+"""The module that the others build on; it holds no strategy that could be run."""
+
 
 def names() -> list[str]:
     """Names of the strategies that come with MatForge."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != BASE)
 
 
 def load(text: str) -> type[FutureProcessingStrategy]:

@@ -320,3 +320,8 @@ def test_a_python_function_on_one_task_runs_warm_and_all_else_as_a_job(
 def test_a_seed_is_a_whole_number_that_every_random_generator_takes() -> None:
     assert Chore("c", "ff" * 32, "a", WHERE).seed == 2**63 - 1
     assert Chore("c", "00" * 32, "a", WHERE).seed == 0
+
+
+def test_a_spec_knows_the_key_of_the_chore_that_it_becomes() -> None:
+    assert ChoreSpec(qualname="f", key="a").chore_key == content_key("named", "a")
+    assert ChoreSpec(qualname="f").chore_key is None

@@ -1,4 +1,4 @@
-"""What the documents say is true: their Python runs, and what is generated is current."""
+"""What the documents say is true: every block runs, and what is generated is current."""
 
 from __future__ import annotations
 
@@ -7,58 +7,97 @@ import io
 import re
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.pages import REASONS, ROOT, Block, blocks, run_page
+
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+SHOWN = {"", "json", "mermaid", "py", "text"}
+"""Languages of blocks that are only shown."""
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    """Fenced blocks of that language."""
-    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+def _runs(page: Path, *, slow: bool) -> bool:
+    return any(block.runs and (block.mark == "slow") is slow for block in blocks(page))
 
 
-def run_script(source: str, folder: Path, name: str) -> str:
-    """Run a block as a script in ``folder``; what it printed."""
-    path = folder / name
-    path.write_text(source)
-    ended = subprocess.run([sys.executable, name], cwd=folder, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+QUICK = [page for page in PAGES if _runs(page, slow=False)]
+LONG = [page for page in PAGES if _runs(page, slow=True)]
 
 
-def test_the_python_of_the_readme_prints_what_it_says(tmp_path: Path) -> None:
-    for number, source in enumerate(blocks(ROOT / "README.md", "python")):
-        printed = run_script(source, tmp_path, f"readme{number}.py").split()
-        promised = re.findall(r"print\(.*\)  # (.*)", source)
-        assert printed == promised
+def check(chosen: list[Block], folder: Path, *, timeout: float) -> None:
+    """Run the blocks of a page and compare what they print with what they promise."""
+    printed = run_page(chosen, folder, timeout=timeout)
+    broken = [
+        f"{block.page}:{block.line} promises {missing!r} but printed:\n{text}"
+        for block, text in zip(chosen, printed, strict=True)
+        if (missing := block.missing(text)) is not None
+    ]
+    assert not broken, "\n".join(broken)
 
 
-def test_the_python_of_the_tutorial_runs_in_order(tmp_path: Path) -> None:
-    search, check, campaign = blocks(ROOT / "docs" / "tutorial.md", "python")
-    find = [sys.executable, "-m", "matforge", "vacua", "search", "--dir", "runs", "-q"]
-    assert subprocess.run(find, cwd=tmp_path, capture_output=True, timeout=240).returncode == 0
-    residual = run_script(search + check, tmp_path, "look.py").strip().splitlines()[-1]
-    assert float(residual.strip("[]")) < 1e-12
-    value, chores = run_script(campaign, tmp_path, "campaign.py").split()
-    assert abs(float(value) - 3.14159) < 0.1
-    assert int(chores) >= 21
+@pytest.mark.parametrize("page", QUICK, ids=lambda p: p.name)
+def test_the_blocks_of_a_page_run_in_order_and_print_what_they_promise(page: Path, tmp_path: Path) -> None:
+    chosen = [block for block in blocks(page) if block.runs and block.mark is None]
+    check(chosen, tmp_path, timeout=300)
 
 
-def test_the_state_diagram_is_current() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("page", LONG, ids=lambda p: p.name)
+def test_the_blocks_of_a_page_run_together_with_those_that_take_their_time(
+    page: Path, tmp_path: Path
+) -> None:
+    check([block for block in blocks(page) if block.runs], tmp_path, timeout=900)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_of_a_page_is_run_or_says_why_not(page: Path) -> None:
+    text, found = page.read_text(), blocks(page)
+    assert len(re.findall(r"^```", text, flags=re.MULTILINE)) == 2 * len(found)
+    assert len(re.findall(r"<!-- (?:not run|slow):", text)) == sum(block.mark is not None for block in found)
+    assert {block.why for block in found if block.mark == "not run"} <= REASONS
+    assert {block.language for block in found if not block.runs and block.mark is None} <= SHOWN
+
+
+def test_few_blocks_are_never_run() -> None:
+    assert len(REASONS) <= 2
+    assert sum(block.mark == "not run" for page in PAGES for block in blocks(page)) <= 4
+
+
+def test_a_block_that_breaks_its_promise_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint('one')\nprint(2.5)\n# -> one\n# -> 2.4...\n```\n")
+    (block,) = blocks(page)
+    (tmp_path / "run").mkdir()
+    assert block.missing(run_page([block], tmp_path / "run", timeout=60)[0]) == "2.4..."
+
+
+def test_a_block_that_fails_is_told_with_its_page_and_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nx = 1\n```\n\n```bash\nfalse\necho never\n```\n")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(AssertionError, match=r"page\.md:8 failed"):
+        run_page(blocks(page), tmp_path / "run", timeout=60)
+
+
+def test_what_is_generated_from_the_code_is_current() -> None:
     generate = runpy.run_path(str(ROOT / "docs" / "generate.py"), run_name="docs")
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    assert generate["page"](text) == text
+    for path, text in generate["pages"]().items():
+        assert path.read_text() == text, f"run docs/generate.py: {path.name} is not current"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        if "://" in target:
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", there.read_text(), flags=re.MULTILINE)
+            known = [re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads]
+            assert anchor in known, f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -68,11 +107,9 @@ def test_every_command_shown_is_a_command_with_these_options(page: Path) -> None
 
     from matforge.cli.app import app
 
-    text = page.read_text()
-    shown = re.findall(
-        r"^(?:\S*bin/)?(matforge [^\n#`&|]*)", "\n".join(blocks(page, "bash")), flags=re.MULTILINE
-    )
-    shown += re.findall(r"`(matforge [a-z][^`…]*)`", text)
+    typed = "\n".join(block.source for block in blocks(page) if block.language == "bash")
+    shown = re.findall(r"^(?:\S*bin/)?(matforge [^\n#`&|]*)", typed, flags=re.MULTILINE)
+    shown += re.findall(r"`(matforge [a-z][^`…]*)`", page.read_text())
     for line in shown:
         words = line.split()[1:]
         command, context = get_command(app), typer.Context(get_command(app))

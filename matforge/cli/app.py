@@ -1,4 +1,4 @@
-"""The commands about runs, and the tree of all commands.
+"""The tree of all commands, and those that execute runs.
 
 Heavy imports stay inside the commands, so that ``matforge --help`` answers at once.
 """
@@ -10,12 +10,22 @@ import os
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from matforge.cli import vacua, vault, vulcan
-from matforge.cli.console import Exit, complain, leave, sentences
+from matforge.cli import doctor, runs, vacua, vault, vulcan, watch
+from matforge.cli.console import Exit, leave, log_to_stderr, sentences
+from matforge.cli.options import (
+    DirectoryOption,
+    ExecutorOption,
+    LayoutOption,
+    QuietOption,
+    Run,
+    StrategyOption,
+    VerboseOption,
+    WorkersOption,
+)
 
 app = typer.Typer(
     name="matforge",
@@ -25,13 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(vacua.app, name="vacua")
-app.add_typer(vulcan.app, name="vulcan")
-app.add_typer(vault.app, name="vault")
-
-RunArgument = Annotated[
-    Path, typer.Argument(help="The directory of a run, or a folder that holds exactly one.")
-]
 
 
 def run() -> None:
@@ -66,125 +69,141 @@ def _root(
 
 @app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def run_script(
-    script: Annotated[Path, typer.Argument(help="A Python file that builds pipelines and submits them.")],
-    arguments: Annotated[list[str] | None, typer.Argument(help="Passed to the script.")] = None,
-    executor: Annotated[str | None, typer.Option(help="auto or local.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Slots; default: the cores there are.")] = None,
-    directory: Annotated[Path | None, typer.Option("--dir", help="Folder for the run directory.")] = None,
-    layout: Annotated[str | None, typer.Option(help="auto, full or packed.")] = None,
+    script: Annotated[
+        Path,
+        typer.Argument(metavar="SCRIPT", help="A Python file that builds pipelines and submits them."),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="ARGUMENT", help="Passed to the script; put -- before the first."),
+    ] = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
+    strategy: StrategyOption = None,
+    directory: DirectoryOption = None,
+    layout: LayoutOption = None,
+    resumed: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that this script began; its chores are found by their content.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print at the end, as one line of JSON, how each run stands.")
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Run a script of your own.
 
-    The options are defaults for every Pipeline in the script; what the script says wins.
+    The options are defaults for every Pipeline in the script; what the script says wins. The
+    script may end right after `submit()`: its runs still finish, and their end is the exit code.
 
-    Example: `matforge run --workers 4 --dir runs my_campaign.py -- --my-option 3`
+    Examples:
+
+    `matforge run --workers 4 --dir runs my_campaign.py -- --my-option 3`
+
+    `matforge run --strategy my_strategy.py:Mine my_campaign.py`
+
+    `matforge run --resume matforge_workflow-20260101_120000 my_campaign.py`
     """
+    from matforge.engine.store import find_run
     from matforge.executors import choose
 
     choose.check(executor or "auto", workers)
+    if str(script).startswith("-") and not script.exists():  # options of the script come after it
+        leave(Exit.USAGE, f"`matforge run` has no option {script}; see `matforge run --help`.")
     if not script.is_file():
         leave(Exit.USAGE, f"There is no script {script}.")
     chosen = {
         "MATFORGE_EXECUTOR": executor,
         "MATFORGE_WORKERS": workers,
+        "MATFORGE_STRATEGY": _checked_strategy(strategy),
         "MATFORGE_DIR": directory,
         "MATFORGE_LAYOUT": layout,
+        "MATFORGE_QUIET": "1" if quiet else None,
+        "MATFORGE_RESUME": find_run(resumed) if resumed is not None else None,
     }
     os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
+    if verbose:
+        log_to_stderr()
     given = list(arguments or [])
     sys.argv = [str(script), *(given[1:] if given[:1] == ["--"] else given)]
     sys.path.insert(0, str(script.resolve().parent))
     runpy.run_path(str(script), run_name="__main__")
-    _wait_for_all()
+    _wait_for_all(as_json=as_json)
 
 
-def _wait_for_all() -> None:
+def _checked_strategy(text: str | None) -> str | None:
+    """What stands for the strategy wherever the script may go; refused here if there is none."""
+    if text is None:
+        return None
+    from matforge.strategies import load
+
+    load(text)
+    name, colon, wanted = text.partition(":")
+    return f"{Path(name).resolve()}{colon}{wanted}" if colon or name.endswith(".py") else text
+
+
+def _wait_for_all(*, as_json: bool) -> None:
     """A script may end right after submit(): its runs still finish, and their end is the exit code."""
     from matforge import signals
+    from matforge.engine.history import standing
 
-    for one in list(signals.live()):
+    sessions = sorted(signals.live(), key=lambda one: one.run_dir)
+    for one in sessions:
         one.wait()
+    if as_json:
+        print(json.dumps([{"run_dir": str(one.run_dir), **standing(one.run_dir)} for one in sessions]))
+    for one in sessions:
         one.outcome()
 
 
 @app.command()
 def resume(
-    run: RunArgument,
-    executor: Annotated[str | None, typer.Option(help="auto or local; default: as before.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Slots; default: as before.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result.")] = False,
+    run: Run,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print at the end, as JSON, how the run stands.")
+    ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Go on with a run that was interrupted or killed.
 
     What completed is not run again; the outcome is that of a run which was never disturbed. No
-    script is needed.
+    script is needed. Executor and number of workers are as before, unless you give others.
 
-    Example: `matforge resume matforge_workflow-20260101_120000`
+    Example: `matforge resume matforge_workflow-20260101_120000 --workers 8`
     """
+    from matforge.engine.history import standing
     from matforge.engine.store import find_run
     from matforge.opening import reopen
 
     path = find_run(run)
+    if verbose:
+        log_to_stderr()
     session = reopen(path, executor=executor, workers=workers, quiet=quiet)
     if session.manager.status.workflow.get("name") == "vacua":
         vacua.follow(session, quiet=quiet)
-        vacua.show_result(path, as_json=False, quiet=quiet)
+        vacua.show_result(path, as_json=as_json, quiet=quiet)
         return
     session.wait()
+    if as_json:
+        print(json.dumps(standing(path), indent=1))
     results = session.outcome()
-    if not quiet:
+    if not (quiet or as_json):
         print(f"{len(results)} chores completed in {path}")
 
 
-@app.command()
-def status(
-    run: RunArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print status.json.")] = False,
-) -> None:
-    """Say how a run stands.
-
-    Example: `matforge status matforge_workflow-20260101_120000 --json`
-    """
-    from matforge.engine.status import read_status
-    from matforge.engine.store import find_run
-
-    path = find_run(run)
-    document = read_status(path)
-    _mark_dead(path, document)
-    if as_json:
-        print(json.dumps(document, indent=1))
-        return
-    _show_status(path, document)
-
-
-def _mark_dead(path: Path, document: dict[str, Any]) -> None:
-    """A driver that was killed could not write its end; say so."""
-    from matforge.engine.lock import is_held
-    from matforge.engine.store import LOCK_NAME
-
-    if document["workflow"]["state"] in ("initializing", "running") and not is_held(path / LOCK_NAME):
-        document["workflow"]["state"] = "interrupted"
-        document["workflow"]["note"] = f"its driver is gone; `matforge resume {path}` goes on"
-
-
-def _show_status(path: Path, document: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    from matforge.cli.console import out
-
-    workflow, current = document["workflow"], document["current"]
-    table = Table.grid(padding=(0, 2))
-    state = workflow["state"] + (f" ({workflow['note']})" if "note" in workflow else "")
-    table.add_row("run", str(path))
-    table.add_row("state", state)
-    table.add_row("started", str(workflow["started_at"]))
-    table.add_row("elapsed", f"{workflow['elapsed_seconds']:.1f} s")
-    names = ("pending", "running", "completed", "failed", "cancelled")
-    table.add_row("chores", ", ".join(f"{current[n]} {n}" for n in names if n in current))
-    total = document["allocation"].get("total_cores", 0)
-    table.add_row("cores", f"{total - current['free_cores']} of {total} busy")
-    out(table)
-    for failure in document["failures"]:
-        complain(f"{failure['chore_id']} failed ({failure['reason']}): {failure['message']}")
-    for error in document.get("strategy_errors", []):
-        complain(f"the strategy failed: {error}")
+app.command()(runs.status)
+app.command()(watch.watch)
+app.command()(runs.cancel)
+app.command("ls")(runs.list_runs)
+app.command()(doctor.doctor)
+app.add_typer(vacua.app, name="vacua")
+app.add_typer(vulcan.app, name="vulcan")
+app.add_typer(vault.app, name="vault")

@@ -10,6 +10,8 @@ from typing import Any, NoReturn
 
 from matforge.model import MatForgeError, UsageError
 
+PIPE_WIDTH = 500
+
 
 class Exit(IntEnum):
     """Exit codes of every command."""
@@ -48,10 +50,6 @@ def sentences() -> Iterator[None]:
         leave(Exit.USAGE, str(error))
     except MatForgeError as error:
         leave(*_judge(error))
-    except ValueError as error:
-        if type(error).__name__ != "InputError":  # matforge.vacua's; not imported for its name alone
-            raise
-        leave(Exit.USAGE, str(error))
 
 
 def _judge(error: MatForgeError) -> tuple[Exit, str]:
@@ -65,9 +63,19 @@ def _judge(error: MatForgeError) -> tuple[Exit, str]:
     return Exit.REFUSED if isinstance(error, RefusedError) else Exit.FAILED, str(error)
 
 
+def log_to_stderr() -> None:
+    """Print what the log of a run gets (``--verbose``)."""
+    import logging
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("matforge").addHandler(handler)
+
+
 def out(*objects: Any, **options: Any) -> None:
     """Print through rich: tables and colours on a terminal, plain text in a pipe."""
     from rich.console import Console
 
-    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+    # whoever reads a pipe wants a row on one line, however long
+    console = Console() if sys.stdout.isatty() else Console(soft_wrap=True, width=PIPE_WIDTH)
     console.print(*objects, **options)

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matforge.cli.console import Exit, leave, out
+from matforge.cli import completion
+from matforge.cli.console import Exit, leave, log_to_stderr, out
+from matforge.cli.options import (
+    DirectoryOption,
+    ExecutorOption,
+    JsonOption,
+    LayoutOption,
+    QuietOption,
+    StrategyOption,
+    VerboseOption,
+    WorkersOption,
+)
 
 if TYPE_CHECKING:
     from matforge.session import Session
@@ -29,19 +40,26 @@ app = typer.Typer(help="Every string-theory flux vacuum in a region of moduli sp
 @app.command()
 def search(
     preset: Annotated[
-        str | None, typer.Option(help=f"A named search; default {DEFAULT_PRESET}. See `presets`.")
+        str | None,
+        typer.Option(
+            help=f"A named search; default {DEFAULT_PRESET}. See `presets`.",
+            autocompletion=completion.presets,
+        ),
     ] = None,
-    geometry: Annotated[str | None, typer.Option(help="Name of a geometry, or a JSON file.")] = None,
+    geometry: Annotated[
+        str | None,
+        typer.Option(help="Name of a geometry, or a JSON file.", autocompletion=completion.geometries),
+    ] = None,
     nmax: Annotated[str | None, typer.Option(help="Largest N_flux.")] = None,
     im_z: Annotated[
         str | None, typer.Option("--im-z", help="LO:HI for every modulus, or one a modulus: LO:HI,LO:HI.")
     ] = None,
     s: Annotated[str | None, typer.Option("--s", help="LO:HI of Im tau; LO may be left out.")] = None,
-    executor: Annotated[str | None, typer.Option(help="auto or local.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Slots; default: the cores there are.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="NAME or FILE.py:Class.")] = None,
-    directory: Annotated[Path | None, typer.Option("--dir", help="Folder for the run directory.")] = None,
-    layout: Annotated[str | None, typer.Option(help="auto, full or packed.")] = None,
+    executor: ExecutorOption = None,
+    workers: WorkersOption = None,
+    strategy: StrategyOption = None,
+    directory: DirectoryOption = None,
+    layout: LayoutOption = None,
     block: Annotated[
         int | None, typer.Option(help="Values of h in a chunk; does not change the answer.")
     ] = None,
@@ -52,8 +70,8 @@ def search(
         bool, typer.Option("--publish", help="Stage the vacua for the data set MATFORGE_VULCAN_REPO.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json instead of tables.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also print what the log gets.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Find every flux vacuum of a region, with progress, and write parquet.
 
@@ -77,7 +95,7 @@ def search(
 
         chosen = load(strategy)()
     if verbose:
-        _log_to_stderr()
+        log_to_stderr()
     target = _staging_target() if publish else None
     session = campaign.start(
         where, region, tuning=tuning, strategy=chosen, basedir=directory, executor=executor,
@@ -126,14 +144,6 @@ def _tuning(block: int | None, leaf: float | None) -> Any:
 
     changes = {name: value for name, value in (("block", block), ("leaf", leaf)) if value is not None}
     return Tuning(**changes)
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("matforge").addHandler(handler)
 
 
 # ---------------------------------------------------------------- progress
@@ -286,7 +296,12 @@ def _complex(x: float, y: float) -> str:
 
 @app.command()
 def plot(
-    run: Annotated[Path, typer.Argument(help="A finished search, or a vacua.parquet.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A finished search, or a vacua.parquet.", autocompletion=completion.runs
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Picture (png, pdf, svg); default: vacua.png in the run."),
@@ -323,7 +338,7 @@ def _title(path: Path) -> str:
 
 @app.command()
 def geometries(
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the geometries that come with MatForge.
 
@@ -347,7 +362,7 @@ def geometries(
 
 @app.command()
 def presets(
-    as_json: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the named searches and how many vacua each has.
 

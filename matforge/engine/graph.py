@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from matforge.model import ChoreState, Failure, FailureKind, UsageError
+from matforge.policy import RULES
 
 BLOCKED, READY, RUNNING = ChoreState.BLOCKED, ChoreState.READY, ChoreState.RUNNING
 COMPLETED, FAILED, CANCELLED = ChoreState.COMPLETED, ChoreState.FAILED, ChoreState.CANCELLED
@@ -28,9 +29,9 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
     (BLOCKED, CANCELLED): "cancelled, or a chore it needs was",
     (READY, RUNNING): "submitted",
     (READY, CANCELLED): "cancelled before it was submitted",
-    (RUNNING, READY): "its slot or node was lost; it will be tried again",
+    (RUNNING, READY): "its slot or node was lost, or it failed and may try again",
     (RUNNING, COMPLETED): "succeeded",
-    (RUNNING, FAILED): "failed, or lost too often",
+    (RUNNING, FAILED): "failed and may not try again, or lost too often",
     (RUNNING, CANCELLED): "cancelled while it ran",
 }
 """Every legal change of state and when it happens; the diagram in the documents is drawn from it."""
@@ -51,6 +52,8 @@ class Added:
     nice: int = 0
     unfit: Failure | None = None
     """Why the chore can never run here, if it cannot."""
+    retries: int = 0
+    """Failures of its own after which it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Failed:
     id: str
     number: int
     failure: Failure
+    final: bool = False
+    """Whether it is known already that it was not tried again (replay)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +118,26 @@ class Reprioritised:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A READY chore is not to be submitted for now."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A chore that was held may be submitted again."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """Nobody will add anything unless another chore ends."""
 
 
 ChoreEvent = Added | Started | Succeeded | Failed | Lost | Cancelled | Reprioritised
-Event = ChoreEvent | Offered | Settled
+Event = ChoreEvent | Offered | Held | Released | Settled
 
 
 # ---------------------------------------------------------------- instructions
@@ -178,6 +197,10 @@ class Node:
     started: bool = False
     """Whether the latest attempt has begun; only while RUNNING."""
     losses: int = 0
+    retries: int = 0
+    """Failures of its own that it may still have."""
+    held: bool = False
+    """Whether it is kept back although it is READY; only while READY."""
     cancelling: bool = False
     """Whether the executor was asked to stop the attempt; only while RUNNING."""
     failure: Failure | None = None
@@ -199,8 +222,8 @@ class Graph:
         """Nodes in each state; always sums to ``len(nodes)``."""
         self.max_losses = max_losses
         self._ready: list[tuple[int, int, str]] = []
-        """Heap of (nice, sequence, id). Every READY node has an entry with its present nice;
-        other entries are stale and skipped when popped."""
+        """Heap of (nice, sequence, id). Every READY node that is not held has an entry with its present
+        nice; other entries are stale and skipped when popped."""
         self._finished = False
         self._handlers: dict[type, Callable[..., list[Instruction]]] = {
             Added: self._added,
@@ -211,6 +234,8 @@ class Graph:
             Lost: self._lost,
             Cancelled: self._cancelled,
             Reprioritised: self._reprioritised,
+            Held: self._held,
+            Released: self._released,
             Settled: self._settled,
         }
 
@@ -234,7 +259,7 @@ class Graph:
         while self._ready:
             nice, _, chore_id = self._ready[0]
             node = self.nodes[chore_id]
-            if node.state is READY and node.nice == nice:
+            if node.state is READY and node.nice == nice and not node.held:
                 return chore_id
             heapq.heappop(self._ready)
         return None
@@ -248,9 +273,8 @@ class Graph:
             self.counts[node.state] -= 1
         node.state = state
         self.counts[state] += 1
-        node.started = node.cancelling = False
-        if state is READY:
-            heapq.heappush(self._ready, (node.nice, node.sequence, node.id))
+        node.started = node.cancelling = node.held = False
+        self._offer(node)
 
     def _end(self, node: Node, state: ChoreState, failure: Failure | None = None) -> list[Instruction]:
         """Move to a final state and carry a failure or a cancellation down the graph."""
@@ -289,7 +313,7 @@ class Graph:
                 raise UsageError(
                     f"Chore {event.id} needs the result of {name}, which is not part of this run."
                 )
-        node = Node(event.id, inputs, len(self.nodes), event.nice)
+        node = Node(event.id, inputs, len(self.nodes), event.nice, retries=event.retries)
         self.nodes[event.id] = node
         self._finished = False
         if event.unfit is not None:
@@ -339,7 +363,12 @@ class Graph:
             return []
         if node.cancelling or event.failure.kind is FailureKind.CANCELLED:
             return self._end(node, CANCELLED, event.failure)
-        return self._end(node, FAILED, event.failure)
+        cost = RULES[event.failure.kind].cost
+        if event.final or cost is None or cost > node.retries:
+            return self._end(node, FAILED, event.failure)
+        node.retries -= cost
+        self._move(node, READY)
+        return []
 
     def _lost(self, event: Lost) -> list[Instruction]:
         node = self._current(event.id, event.number)
@@ -368,8 +397,23 @@ class Graph:
         node = self.nodes.get(event.id)
         if node is not None and node.nice != event.nice:
             node.nice = event.nice
-            if node.state is READY:
-                heapq.heappush(self._ready, (node.nice, node.sequence, node.id))
+            self._offer(node)
+        return []
+
+    def _offer(self, node: Node) -> None:
+        if node.state is READY and not node.held:
+            heapq.heappush(self._ready, (node.nice, node.sequence, node.id))
+
+    def _held(self, event: Held) -> list[Instruction]:
+        node = self.nodes[event.id]
+        node.held = node.state is READY
+        return []
+
+    def _released(self, event: Released) -> list[Instruction]:
+        node = self.nodes[event.id]
+        if node.held:
+            node.held = False
+            self._offer(node)
         return []
 
     def _settled(self, event: Settled) -> list[Instruction]:
@@ -396,8 +440,10 @@ class Graph:
                 )
             else:
                 assert node.waiting == 0
-            if node.state is READY:
+            if node.state is READY and not node.held:
                 assert (node.nice, node.id) in entries
+            assert node.state is READY or not node.held
+            assert node.retries >= 0
             if node.state in (READY, RUNNING, COMPLETED):
                 assert unfinished == 0
                 assert node.failure is None

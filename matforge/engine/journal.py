@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def read(path: Path) -> tuple[list[dict[str, Any]], Tail]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise JournalError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
     records: list[dict[str, Any]] = []
     end = 0
     for offset, line, complete in _lines(data):
@@ -86,6 +86,32 @@ def read(path: Path) -> tuple[list[dict[str, Any]], Tail]:
         records.append(record)
         end = offset + len(line) + 1
     return records, Tail(end, len(data) - end)
+
+
+def select(path: Path, keep: Callable[[bytes], object]) -> Iterator[dict[str, Any]]:
+    """Those records whose line ``keep`` picks, in order; a reader beside the driver, that keeps nothing.
+
+    Raises
+    ------
+    JournalError
+        If the file cannot be read, or a picked line is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            offset = 0
+            for line in file:
+                if keep(line) and line.endswith(b"\n"):  # without one: it is being written, or torn
+                    record = decode(line[:-1])
+                    if record is None:
+                        raise _damaged(path, offset, f"is damaged at byte {offset}")
+                    yield record
+                offset += len(line)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> JournalError:
+    return JournalError(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _damaged(path: Path, offset: int, what: str) -> JournalError:

@@ -33,6 +33,15 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the numbers in their reports."""
 
+    def counts(self) -> dict[str, int]:
+        """The numbers of chores, as ``status.json`` shows them."""
+        return {
+            "added": self.added,
+            "completed": self.completed,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+        }
+
     def count(self, ending: Ending) -> None:
         """Count one that has ended."""
         if ending.state is ChoreState.COMPLETED:
@@ -90,9 +99,12 @@ class Ending:
         return record
 
 
-def attempt_record(attempt: Attempt, usage: Usage, outcome: str) -> dict[str, Any]:
-    """One attempt, as the metadata shows it."""
-    return {"epoch": attempt.epoch, "number": attempt.number, "outcome": outcome, **usage.as_dict()}
+def attempt_record(
+    attempt: Attempt, usage: Usage, outcome: str, failure: Failure | None = None
+) -> dict[str, Any]:
+    """One attempt, as the metadata shows it: a later one does not erase why an earlier one failed."""
+    record = {"epoch": attempt.epoch, "number": attempt.number, "outcome": outcome, **usage.as_dict()}
+    return {**record, "failure": failure.as_dict()} if failure is not None else record
 
 
 def _usage_list(usage: Usage) -> list[Any]:

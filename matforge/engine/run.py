@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matforge.chore import Call, Chore, chore_id, content_key
+from matforge.chore import Call, Chore, chore_id, content_key, named_key
 from matforge.engine.graph import (
     READY,
     RUNNING,
@@ -32,13 +32,13 @@ from matforge.engine.graph import (
     Offered,
     Publish,
     Reprioritised,
-    Started,
     Submit,
     Succeeded,
 )
 from matforge.engine.journal import Journal
 from matforge.engine.plan import SLICE, Plan
 from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record
+from matforge.engine.replay import Replay
 from matforge.engine.store import RunStore
 from matforge.model import (
     Attempt,
@@ -46,7 +46,6 @@ from matforge.model import (
     Failure,
     FailureKind,
     Location,
-    MatForgeError,
     Resources,
     Usage,
 )
@@ -115,11 +114,13 @@ class Run:
         """Cores of the chores that are RUNNING."""
         self.gpus_in_flight = 0
         """GPUs of the chores that are RUNNING."""
+        self.memory_in_flight = 0
+        """Bytes that chores that are RUNNING have declared."""
         self.plan: Plan | None = None
         """A large answer that is being carried out; meanwhile no other is applied and no chore added."""
-        self.decided = 0
-        """Answers so far that were about no ending."""
-        self._numbered = 0
+        self.origins: set[str] = set()
+        """Names of the answers so far that were about no ending."""
+        self.numbered = 0
         """Chores that have a number, those of the plan included."""
         self._occurrences: Counter[str] = Counter()
         self._fits = fits
@@ -141,8 +142,8 @@ class Run:
 
     def make(self, call: Call, key: str, parent: Chore | None) -> Chore:
         """Number a chore that is new, and write its payload."""
-        self._numbered += 1
-        sequence = self._numbered
+        self.numbered += 1
+        sequence = self.numbered
         name = chore_id(call.name, sequence)
         job = call.function is None or call.resources.job_lane
         directory = self.store.directory_for(name, sequence, job=job)
@@ -161,12 +162,13 @@ class Run:
             nice=call.nice,
             parent=parent.id if parent else None,
             unfit=Failure(FailureKind.DOES_NOT_FIT, why) if why else None,
+            policy=call.policy,
         )
 
     def _key(self, call: Call) -> str:
         """Identity of a chore that nobody spawned: what it is, and the how-manieth of its kind."""
         if call.key is not None:
-            return content_key("named", call.key)
+            return named_key(call.key)
         inputs = [self.records[name].chore.key for name in call.inputs if name in self.records]
         content = content_key(call.function or "command", call.payload, *inputs)
         self._occurrences[content] += 1
@@ -178,18 +180,19 @@ class Run:
         directory = None if path.startswith("segments/") else path.rpartition("/")[0]
         self.records[chore.id] = Record(chore, directory)
         self.keys[chore.key] = chore.id
-        self._numbered = max(self._numbered, len(self.records))
+        self.numbered = max(self.numbered, len(self.records))
         if (tally := self.tally.get(chore.name)) is None:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
         self._events += 1
-        for instruction in self.graph.handle(Added(chore.id, chore.inputs, chore.nice, chore.unfit)):
+        added = Added(chore.id, chore.inputs, chore.nice, chore.unfit, chore.policy.retries or 0)
+        for instruction in self.graph.handle(added):
             assert isinstance(instruction, Publish)
             self._published(instruction, DERIVED)
 
     # -- events
 
-    def _handle(self, event: ChoreEvent, facts: Facts = DERIVED) -> list[Instruction]:
+    def handle(self, event: ChoreEvent, facts: Facts = DERIVED) -> list[Instruction]:
         """Pass an event to the graph and sort what comes out."""
         self._events += 1
         counts = self.graph.counts
@@ -207,6 +210,7 @@ class Run:
         resources = self.records[chore_id].chore.resources
         self.cores_in_flight += change * resources.cores
         self.gpus_in_flight += change * resources.gpus
+        self.memory_in_flight += change * (resources.memory or 0)
 
     def _published(self, publish: Publish, facts: Facts) -> None:
         record = self.records[publish.id]
@@ -249,24 +253,42 @@ class Run:
         record.result = self.store.accept(attempt, record.directory, result, printed=printed)
         record.attempts.append(attempt_record(attempt, usage, "completed"))
         facts = Facts(attempt.number, usage, report, inline, printed)
-        self._handle(Succeeded(attempt.chore_id, attempt.number), facts)
+        self.handle(Succeeded(attempt.chore_id, attempt.number), facts)
 
-    def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> None:
-        """The current attempt has ended by its own fault, or was cancelled."""
+    def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> bool:
+        """The current attempt has ended by its own fault, or was cancelled; whether it may try again."""
         record = self.records[attempt.chore_id]
         self.store.accept(attempt, record.directory, None, printed=printed)
-        record.attempts.append(attempt_record(attempt, usage, failure.kind.value))
+        record.attempts.append(attempt_record(attempt, usage, failure.kind.value, failure))
         facts = Facts(attempt.number, usage, printed=printed)
-        self._handle(Failed(attempt.chore_id, attempt.number, failure), facts)
+        if self.handle(Failed(attempt.chore_id, attempt.number, failure), facts):
+            return False
+        self._write_again("retry", attempt, failure, usage)
+        return True
 
-    def lost(self, attempt: Attempt, failure: Failure) -> None:
-        """The place of the current attempt is gone."""
+    def lost(self, attempt: Attempt, failure: Failure) -> bool:
+        """The place of the current attempt is gone; whether it is tried again."""
         name, number = attempt.chore_id, attempt.number
-        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
-        if not self._handle(Lost(name, number, failure), Facts(number)):
-            self.write_endings()
-            record = {"e": "lost", "id": name, "n": number, "ep": attempt.epoch, "f": failure.as_dict()}
-            self.journal.append(record)
+        record = attempt_record(attempt, Usage(), failure.kind.value, failure)
+        self.records[name].attempts.append(record)
+        if self.handle(Lost(name, number, failure), Facts(number)):
+            return False
+        self._write_again("lost", attempt, failure, Usage())
+        return True
+
+    def _write_again(self, kind: str, attempt: Attempt, failure: Failure, usage: Usage) -> None:
+        """Journal an attempt that did not end its chore."""
+        self.write_endings()
+        self.journal.append(
+            {
+                "e": kind,
+                "id": attempt.chore_id,
+                "n": attempt.number,
+                "ep": attempt.epoch,
+                "f": failure.as_dict(),
+                **({"u": usage.as_dict()} if usage != Usage() else {}),
+            }
+        )
 
     def cancel(self, chore_id: str) -> list[Instruction]:
         """Cancel on a person's behalf; journalled by itself."""
@@ -275,6 +297,12 @@ class Run:
         if decisions:
             self.journal.append({"e": "cancel", "d": decisions})
         return instructions
+
+    def stopped_by(self) -> list[Chore]:
+        """Chores whose failure should have stopped the run, where the driver died in between."""
+        failed = [n.id for n in self.graph.nodes.values() if n.state is ChoreState.FAILED]
+        chores = [self.records[name].chore for name in failed]
+        return [c for c in chores if c.policy.stops and f"stop:{c.id}" not in self.origins]
 
     # -- writing
 
@@ -288,44 +316,66 @@ class Run:
         while self.unwritten:
             ending = self.unwritten.popleft()
             self.journal.append({**ending.record(), "w": 1})
-            self._note_written(ending)
+            self.note_written(ending)
 
-    def _note_written(self, ending: Ending) -> None:
+    def note_written(self, ending: Ending) -> None:
+        """An ending is in the journal."""
         self.tally[ending.chore.name].count(ending)
         self.written.append(ending)
 
     def settle(
-        self, ending: Ending, steps: Sequence[Step], *, state: str | None, error: str = ""
+        self,
+        ending: Ending,
+        steps: Sequence[Step],
+        *,
+        state: str | None,
+        error: str = "",
+        earlier: Sequence[Ending] = (),
     ) -> list[Instruction]:
         """Apply what the strategy decided about the oldest ending, and journal it.
+
+        Parameters
+        ----------
+        ending : Ending
+        steps : sequence of Step
+        state : str or None
+            The strategy's, afterwards.
+        error : str
+            What the strategy threw, if it did.
+        earlier : sequence of Ending
+            Older ones that are answered with it, by the same record.
 
         Returns
         -------
         list
             ``Cancel`` instructions for the executor.
         """
-        assert self.outbox[0] is ending
-        self.outbox.popleft()
+        if earlier:
+            self.write_endings()
+        for one in (*earlier, ending):
+            assert self.outbox[0] is one
+            self.outbox.popleft()
+        answer: dict[str, Any] = {"e": "answer", "id": ending.chore.id}
+        if earlier:
+            answer["with"] = [one.chore.id for one in earlier]
         if len(steps) > SLICE:
-            return self._plan({"e": "answer", "id": ending.chore.id}, steps, ending.chore, "", state, error)
+            return self._plan(answer, steps, ending.chore, "", state, error)
         # one record for both, unless the graph has moved on between event and decisions
         together = not steps or ending.event == self._events
         if together and self.unwritten and self.unwritten[0] is ending:
-            record = self.unwritten.popleft().record()
-            self._note_written(ending)
-        else:
-            if steps:
-                self.write_endings()
-            record = {"e": "answer", "id": ending.chore.id}
+            answer = self.unwritten.popleft().record()
+            self.note_written(ending)
+        elif steps:
+            self.write_endings()
         decisions, instructions = self._apply(steps, ending.chore, "")
-        self._write_answer(record, decisions, state, error)
+        self._write_answer(answer, decisions, state, error)
         return instructions
 
     def decide(
         self, steps: Sequence[Step], *, state: str | None, origin: str, error: str = ""
     ) -> list[Instruction]:
         """Apply decisions that answer no ending (a strategy's start, for instance)."""
-        self.decided += 1
+        self.origins.add(origin)
         if len(steps) > SLICE:
             return self._plan({"e": "decide", "o": origin}, steps, None, origin, state, error)
         self.write_endings()
@@ -400,13 +450,13 @@ class Run:
             node = self.graph.nodes[step.id]
             if node.state is None or node.state.final or node.nice == step.nice:
                 return [], []
-            return [["nice", step.id, step.nice]], self._handle(step)
+            return [["nice", step.id, step.nice]], self.handle(step)
         return self._cancel([step.id] if isinstance(step, Cancelled) else self._unstarted())
 
     def spawn_key(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> str:
         """Identity of a chore that a strategy spawns: the name it was given, or its descent."""
         if call.key is not None:
-            return content_key("named", call.key)
+            return named_key(call.key)
         if parent is not None:
             return content_key("spawned", parent.key, str(ordinal))
         return content_key("decided", origin, str(ordinal))
@@ -435,7 +485,7 @@ class Run:
             if node.state is None or node.state.final or node.cancelling:
                 continue
             decisions.append(["cancel", name, node.number if node.state is RUNNING else 0])
-            instructions += self._handle(Cancelled(name))
+            instructions += self.handle(Cancelled(name))
         return decisions, instructions
 
     # -- replay
@@ -448,107 +498,15 @@ class Run:
         MatForgeError
             If the records contradict each other, or were written by a later version.
         """
-        for record in records:
-            self._replay_one(record)
+        Replay(self).all(records)
 
     def resumed(self, now: float, torn: int) -> None:
         """Note that another driver goes on; afterwards nothing is RUNNING."""
         self.journal.append({"e": "resume", "t": now, "epoch": self.epoch, "torn": torn})
-        self._end_orphans()
+        self.end_orphans()
 
-    def _end_orphans(self) -> None:
+    def end_orphans(self) -> None:
         """What the last driver had asked to stop is not started again: it was cancelled."""
         for node in [n for n in self.graph.nodes.values() if n.state is RUNNING]:
             why = Failure(FailureKind.CANCELLED, "Cancelled; its driver ended meanwhile.")
-            self._handle(Failed(node.id, node.number, why))
-
-    def _replay_one(self, record: dict[str, Any]) -> None:
-        kind = record["e"]
-        if kind == "add":
-            self.install(Chore.from_dict(record["c"]))
-        elif kind == "end":
-            self._replay_end(record)
-        elif kind == "answer":
-            self._expect(self.outbox, record)
-        elif kind == "lost":
-            self._replay_lost(record)
-        elif kind == "resume":
-            self._end_orphans()
-        elif kind == "decide":
-            self.decided += 1
-        elif kind == "take":
-            self._replay_take(record)
-        elif kind not in ("cancel", "run", "submitted", "state"):
-            raise MatForgeError(
-                f"The journal of {self.store.path} holds a record of kind {kind!r}, which this version "
-                "does not know; resume the run with the version that wrote it."
-            )
-        self._replay_answer(record)
-
-    def _restart(self, chore_id: str, number: int) -> None:
-        """Make the graph believe that attempt ``number`` runs, as it did when the record was written."""
-        if number and self.graph.nodes[chore_id].state is READY:
-            self._handle(Started(chore_id, number))
-
-    def _replay_end(self, record: dict[str, Any]) -> None:
-        if not (self.unwritten and self.unwritten[0].chore.id == record["id"]):
-            self._replay_outcome(record)
-        ending = self._expect(self.unwritten, record)
-        if ending.state.value != record["s"]:
-            raise self._contradiction(record, ending)
-        self.tally[ending.chore.name].count(ending)
-        if "w" not in record:
-            self._expect(self.outbox, record)
-
-    def _expect(self, queue: deque[Ending], record: dict[str, Any]) -> Ending:
-        """Take the ending that a record is about from the head of ``queue``."""
-        if not queue or queue[0].chore.id != record["id"]:
-            raise self._contradiction(record, queue[0] if queue else None)
-        return queue.popleft()
-
-    def _contradiction(self, record: dict[str, Any], ending: Ending | None) -> MatForgeError:
-        other = f"{ending.chore.id} {ending.state.value}" if ending else "nothing ended"
-        return MatForgeError(
-            f"The journal of {self.store.path} contradicts itself at record {record['seq']}, about "
-            f"{record['id']}: by then {other}. Restore the file from a copy, or start a new run."
-        )
-
-    def _replay_outcome(self, record: dict[str, Any]) -> None:
-        chore_id, number = record["id"], record.get("n", 0)
-        self._restart(chore_id, number)
-        facts = Facts(number, report=record.get("p", {}))
-        if record["s"] == ChoreState.COMPLETED.value:
-            self.records[chore_id].result = Location.from_list(record["r"])
-            self._handle(Succeeded(chore_id, number), facts)
-        else:
-            self._handle(Failed(chore_id, number, Failure.from_dict(record["f"])), facts)
-
-    def _replay_lost(self, record: dict[str, Any]) -> None:
-        name, number, failure = record["id"], record["n"], Failure.from_dict(record["f"])
-        attempt = Attempt(name, record["ep"], number)
-        self.records[name].attempts.append(attempt_record(attempt, Usage(), failure.kind.value))
-        self._restart(name, number)
-        self._handle(Lost(name, number, failure))
-
-    def _replay_take(self, record: dict[str, Any]) -> None:
-        if self.plan is None:
-            raise self._contradiction({**record, "id": "a plan"}, None)
-        self.plan.replay(record["n"])
-        if self.plan.done:
-            self.plan = None
-
-    def _replay_answer(self, record: dict[str, Any]) -> None:
-        if "plan" in record:
-            self.plan = Plan(self, entries=record["plan"])
-            self._numbered += sum(entry[0] == "spawn" for entry in record["plan"])
-        for decision in record.get("d", ()):
-            if decision[0] == "spawn":
-                self.install(Chore.from_dict(decision[1]))
-            elif decision[0] == "cancel":
-                self._restart(decision[1], decision[2])
-                self._handle(Cancelled(decision[1]))
-            else:
-                self._handle(Reprioritised(decision[1], decision[2]))
-        self.strategy_state = record.get("st", self.strategy_state)
-        if "x" in record:
-            self.strategy_errors.append(record["x"])
+            self.handle(Failed(node.id, node.number, why))

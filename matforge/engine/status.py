@@ -14,13 +14,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from matforge.engine.records import Tally
 from matforge.model import Failure, MatForgeError, RunState
 
 SCHEMA_VERSION = 2
 STATUS_NAME = "status.json"
 HISTORY_NAME = "status_history.jsonl"
 FAILURES_KEPT = 100
-"""Failures shown in status.json; all of them are in the journal and in metadata.json."""
+"""Failures shown in status.json, half of them the first and half the latest; all are in the journal."""
 
 
 def timestamp(seconds: float) -> str:
@@ -80,23 +81,26 @@ class StatusWriter:
     state: RunState = RunState.INITIALIZING
     extra: dict[str, Any] = field(default_factory=dict)
     """Further top-level keys: what strategies and the manager want people to know."""
+    tally: Mapping[str, Tally] = field(default_factory=dict)
+    """How the chores of each name stand; shown as ``kinds``."""
     sequence: int = 0
     _written_at: float = float("-inf")
     _last: Counters | None = None
 
     def failed(self, chore_id: str, failure: Failure, now: float) -> None:
         """Remember a failure for the list."""
-        if len(self.failures) < FAILURES_KEPT:
-            self.failures.append(
-                {
-                    "chore_id": chore_id,
-                    "timestamp": timestamp(now),
-                    "reason": failure.kind.value,
-                    "upstream": failure.root,
-                    "message": failure.message,
-                    "stderr": failure.stderr,
-                }
-            )
+        if len(self.failures) == FAILURES_KEPT:
+            del self.failures[FAILURES_KEPT // 2]
+        self.failures.append(
+            {
+                "chore_id": chore_id,
+                "timestamp": timestamp(now),
+                "reason": failure.kind.value,
+                "upstream": failure.root,
+                "message": failure.message,
+                "stderr": failure.stderr,
+            }
+        )
 
     def changed(self, counters: Counters) -> bool:
         """Whether the file on disk shows other numbers."""
@@ -128,6 +132,7 @@ class StatusWriter:
             "current": {"sequence": self.sequence, **current},
             "failures": self.failures,
             "history_file": HISTORY_NAME,
+            "kinds": {name: tally.counts() for name, tally in self.tally.items()},
             **self.extra,
         }
         replace_text(self.run_dir / STATUS_NAME, json.dumps(document, indent=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -14,6 +15,8 @@ from matforge.executors.channel import AgentLink
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, python_arguments
 
+_PREFIX = "mf-"
+_LOCK = "lock"
 _SOCKET_PATH_LIMIT = 100
 """Longest path of a socket file, a little below what systems allow."""
 
@@ -31,6 +34,8 @@ class AgentProcess:
         A directory for it, inside a private one; made here.
     config : AgentConfig
         What it is told; its own name, place and pipes are filled in here.
+    lock : int
+        Descriptor of the private directory's lock, which it holds, too; -1 if there is none.
 
     Raises
     ------
@@ -38,7 +43,7 @@ class AgentProcess:
         If it cannot be started.
     """
 
-    def __init__(self, number: int, home: Path, config: AgentConfig) -> None:
+    def __init__(self, number: int, home: Path, config: AgentConfig, lock: int = -1) -> None:
         self.home = home
         self.token = secrets.token_hex(8)
         self.identity = f"agent-{number}".encode()
@@ -58,7 +63,8 @@ class AgentProcess:
                     python_arguments(config.python, "agent", str(path)),
                     stdin=subprocess.DEVNULL, stdout=err, stderr=err, cwd=home,
                     env={**os.environ, processes.TOKEN: self.token},
-                    pass_fds=(its_read_end, its_write_end), start_new_session=True,
+                    pass_fds=[fd for fd in (its_read_end, its_write_end, lock) if fd >= 0],
+                    start_new_session=True,
                 )  # fmt: skip
         except OSError:
             os.close(self.read_end)
@@ -87,10 +93,56 @@ def gpu_names(count: int) -> list[str]:
     return visible[:count] if len(visible) >= count else [str(i) for i in range(count)]
 
 
-def private_directory() -> Path:
-    """A fresh directory for this user only, with a path short enough for sockets."""
-    path = tempfile.mkdtemp(prefix="mf-")
+def private_directory() -> tuple[Path, int]:
+    """A fresh directory for this user only, with a path short enough for sockets, and its lock.
+
+    The lock is held as long as its descriptor is open in the driver or an agent, so a directory
+    whose lock can be had belongs to nobody any more; -1 where it cannot be locked.
+    """
+    path = tempfile.mkdtemp(prefix=_PREFIX)
     if len(path) + 16 > _SOCKET_PATH_LIMIT:
         os.rmdir(path)
-        path = tempfile.mkdtemp(prefix="mf-", dir="/tmp")
-    return Path(path)
+        path = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
+    home = Path(path)
+    descriptor = os.open(home / "lock.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(home / "lock.new", home / _LOCK)
+    except OSError:
+        os.close(descriptor)
+        return home, -1
+    return home, descriptor
+
+
+def sweep_abandoned() -> int:
+    """End what is left of drivers of this user that were killed together with agent and warden.
+
+    Returns
+    -------
+    int
+        How many private directories have been removed.
+    """
+    return sum(
+        _sweep_if_abandoned(home)
+        for folder in {tempfile.gettempdir(), "/tmp"}
+        for home in Path(folder).glob(f"{_PREFIX}*")
+    )
+
+
+def _sweep_if_abandoned(home: Path) -> bool:
+    try:
+        if home.stat().st_uid != os.getuid():
+            return False
+        descriptor = os.open(home / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for config in home.glob("*/agent.json"):
+            processes.sweep(AgentConfig.load(str(config)).token)
+        shutil.rmtree(home, ignore_errors=True)
+        return True
+    except (OSError, ValueError):  # somebody holds it
+        return False
+    finally:
+        os.close(descriptor)

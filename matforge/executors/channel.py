@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from matforge.executors.protocol import Finished, Lost, Report, Started, Task
@@ -88,11 +89,12 @@ class AgentLink:
             else:
                 blobs.append(payload)
                 payload = len(payload)
+            limits = () if task.timeout_s is None and task.memory is None else (task.timeout_s, task.memory)
             lines.append(
                 (
                     handle, number, attempt.chore_id, attempt.tag, task.function, payload, task.command,
                     [where.as_list() for where in task.inputs] if task.inputs else None,
-                    task.directory, task.seed,
+                    task.directory, task.seed, *limits,
                 )
             )  # fmt: skip
         return [encode({"t": "tasks", "profiles": profiles, "tasks": lines}), b"".join(blobs)]
@@ -126,27 +128,46 @@ class AgentLink:
                     found.append(self._finished(attempt, line, inlines[offset:end]))
                 offset = end
             elif attempt is not None:
-                found.append(Lost(attempt, Failure.from_dict(line[2])))
+                failure = replace(Failure.from_dict(line[2]), host=self.host, attempt=attempt.number)
+                found.append(Lost(attempt, failure))
         return found
 
     def _finished(self, attempt: Attempt, line: list[Any], inline: bytes) -> Finished:
-        _, _, usage, where, _, report, failure, printed = line
+        _, _, spent, where, _, report, failure, printed = line
+        usage = Usage(self.host, *spent)
         return Finished(
             attempt,
-            Usage(self.host, *usage),
+            usage,
             Location(*where) if where else None,
             inline or None,
             report or {},
-            Failure.from_dict(failure) if failure else None,
+            _with_evidence(Failure.from_dict(failure), attempt, usage) if failure else None,
             printed,
         )
 
     def lose_all(self, failure: Failure) -> list[Report]:
         """Reports that say that everything in flight was lost with the agent."""
-        lost: list[Report] = [Lost(attempt, failure) for attempt in self.in_flight.values()]
+        lost: list[Report] = [
+            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number))
+            for attempt in self.in_flight.values()
+        ]
         self.in_flight.clear()
         self._handles.clear()
         return lost
+
+
+def _with_evidence(failure: Failure, attempt: Attempt, usage: Usage) -> Failure:
+    """Where and when it happened, and what it had taken; nothing of that if it never began."""
+    failure = replace(failure, host=usage.host, attempt=attempt.number)
+    if usage.slot < 0:
+        return failure
+    return replace(
+        failure,
+        slot=usage.slot,
+        started_at=usage.started_at,
+        wall_s=usage.wall_s,
+        peak_memory=max(usage.max_rss, failure.peak_memory or 0),
+    )
 
 
 def node_lost(reason: str, stderr: str = "") -> Failure:

@@ -20,7 +20,7 @@ from pathlib import Path
 import zmq
 
 from matforge._version import __version__
-from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory
+from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
 from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
@@ -99,6 +99,7 @@ class LocalExecutor:
         self._context: RunContext | None = None
         self._agent: AgentProcess | None = None
         self._home: Path | None = None
+        self._home_lock = -1
         self._count = 0
         self._restarts: deque[float] = deque()
         self._backlog: list[Task] = []
@@ -133,7 +134,8 @@ class LocalExecutor:
             self._socket.setsockopt(option, 0)
         self._poller.register(self._socket, zmq.POLLIN)
         try:
-            self._home = private_directory()
+            sweep_abandoned()
+            self._home, self._home_lock = private_directory()
             self._endpoint = f"ipc://{self._home}/driver"
             self._socket.bind(self._endpoint)
             self._start_agent()
@@ -144,7 +146,9 @@ class LocalExecutor:
         assert self._home is not None
         self._count += 1
         try:
-            self._agent = AgentProcess(self._count, self._home / str(self._count), self._config())
+            self._agent = AgentProcess(
+                self._count, self._home / str(self._count), self._config(), self._home_lock
+            )
         except OSError as error:
             self._fail(f"{error.filename or self._python} cannot be started: {error.strerror or error}.", "")
             return
@@ -178,9 +182,14 @@ class LocalExecutor:
     # -- the protocol
 
     def capacity(self) -> Capacity:
-        """One node with as many cores as there are workers."""
+        """One node with as many cores as there are workers; its end is that of the Slurm job it is in."""
         gpus = len(self._gpus)
-        return Capacity(1, self._workers, gpus, self._workers, gpus, queue_depth=max(64, 2 * self._workers))
+        return Capacity(
+            1, self._workers, gpus, self._workers, gpus,
+            queue_depth=max(64, 2 * self._workers),
+            ends_at=_job_end(),
+            memory_per_node=processes.memory_limit(),
+        )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Hand tasks to the agent, or keep them until it has started."""
@@ -373,5 +382,13 @@ class LocalExecutor:
             self._zmq.term()
         if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
+        if self._home_lock >= 0:
+            os.close(self._home_lock)
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
+
+
+def _job_end() -> float | None:
+    """When Slurm will end the job around this process (Unix time), if it is in one that says so."""
+    text = os.environ.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdecimal() else None

@@ -45,6 +45,11 @@ class Task:
     """Reproducible seed of the chore, from its key: ``MATFORGE_SEED`` in its environment."""
     expected_s: float | None = None
     """How long it will probably take; only plans."""
+    timeout_s: float | None = None
+    """Seconds after which it is ended, with all it has started, and fails with kind ``TIMEOUT``."""
+    memory: int | None = None
+    """Bytes that it may occupy, with all it has started, beyond what its slot held when it began; with
+    more it is killed, and fails with kind ``OUT_OF_MEMORY``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,15 @@ class Capacity:
     queue_depth: int
     """Cores' worth of chores that agents may hold beyond what runs, so that no slot waits for
     the driver; small enough that re-ordering still means something."""
+    ends_at: float | None = None
+    """Unix time at which the allocation ends, if it does and that is known."""
+    memory_per_node: int = 0
+    """Bytes; 0 if not known."""
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes of all nodes together; 0 if not known."""
+        return self.nodes * self.memory_per_node
 
 
 @dataclass(frozen=True, slots=True)

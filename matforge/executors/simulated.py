@@ -57,6 +57,15 @@ class Outcome:
     silent: bool = False
 
 
+def _within_limits(task: Task, outcome: Outcome) -> Outcome:
+    """The outcome, unless the task's timeout comes first."""
+    limit = task.timeout_s
+    if limit is None or outcome.duration_s <= limit:
+        return outcome
+    said = f"{task.attempt.chore_id}: it took longer than its timeout of {limit:g} s."
+    return Outcome(limit, failure=Failure(FailureKind.TIMEOUT, said))
+
+
 class SimulatedExecutor:
     """``workers`` slots of one core that behave as told.
 
@@ -68,6 +77,10 @@ class SimulatedExecutor:
         One-core slots.
     start_time : float
         Unix time at which the virtual clock begins.
+    lasts_s : float, optional
+        Seconds after which the allocation ends.
+    memory : int
+        Bytes of its node; 0 if that is not known.
     """
 
     name = "simulated"
@@ -78,10 +91,14 @@ class SimulatedExecutor:
         *,
         workers: int = 4,
         start_time: float = 1.7e9,
+        lasts_s: float | None = None,
+        memory: int = 0,
     ) -> None:
         self._behaviour = behaviour
         self._workers = workers
         self._clock = start_time
+        self._ends_at = None if lasts_s is None else start_time + lasts_s
+        self._memory = memory
         self._queue: deque[Task] = deque()
         self._running: dict[Attempt, tuple[Task, Outcome, float, int]] = {}
         self._free = list(range(workers))
@@ -104,7 +121,10 @@ class SimulatedExecutor:
 
     def capacity(self) -> Capacity:
         """One node of ``workers`` cores."""
-        return Capacity(1, self._workers, 0, self._workers, 0, queue_depth=256 * self._workers)
+        return Capacity(
+            1, self._workers, 0, self._workers, 0,
+            queue_depth=256 * self._workers, ends_at=self._ends_at, memory_per_node=self._memory,
+        )  # fmt: skip
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Queue tasks; they start when a slot is free."""
@@ -129,8 +149,9 @@ class SimulatedExecutor:
         """Hand out reports; if there are none, let the clock run to the next end or the timeout."""
         if not self._reports and timeout != 0:
             if not self._running:
-                # only another thread (a strategy) can bring news: give it the processor, not our time
-                self._news.wait(0.001)
+                # another thread (a strategy) may bring news: give it the processor first, then let time pass
+                if not self._news.wait(0.001):
+                    self._clock += timeout or 0.0
                 self._news.clear()
             else:
                 self._advance(timeout)
@@ -186,7 +207,7 @@ class SimulatedExecutor:
     def _fill(self) -> None:
         while self._queue and (not self._running or self._room() >= self._queue[0].resources.cores):
             task = self._queue.popleft()
-            outcome = self._behaviour(task)
+            outcome = _within_limits(task, self._behaviour(task))
             slot = self._free.pop(0) if self._free else -1
             self._running[task.attempt] = (task, outcome, self._clock, slot)
             self._busy_cores += task.resources.cores

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from matforge.model import UsageError
+
 __all__ = ["InputError", "exact_integer", "integer_entries", "nearest", "real_entries", "shape_of"]
 
 
-class InputError(ValueError):
+class InputError(UsageError):
     """An input that cannot be used; the message is one sentence that says what to change."""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import zmq
 
 from matforge._version import __version__
-from matforge.worker import processes
+from matforge.worker import processes, warden
 from matforge.worker.pool import Pool
 from matforge.worker.slotproc import SlotProcess
 from matforge.worker.wire import WIRE_VERSION, AgentConfig, decode, encode
@@ -36,13 +36,16 @@ _POLLIN = int(zmq.POLLIN)
 
 
 class Agent:
-    """Connects driver and slots; single-threaded."""
+    """Connects driver and slots; single-threaded.
 
-    def __init__(self, config: AgentConfig, config_path: str) -> None:
+    ``spare`` is a child of this process that is no slot, and must live as long as it does.
+    """
+
+    def __init__(self, config: AgentConfig, config_path: str, spare: int) -> None:
         self._config = config
         self._context = zmq.Context(io_threads=1)
         self._socket = self._connect()
-        self._pool = Pool(config, config_path, self._forget)
+        self._pool = Pool(config, config_path, self._forget, spare)
         self._selector = selectors.DefaultSelector()
         self._selector.register(int(self._socket.get(zmq.FD)), selectors.EVENT_READ, None)
         if config.lifeline >= 0:
@@ -159,12 +162,12 @@ class Agent:
 
     def _follow_slots(self) -> None:
         """Listen to slots that have been started, and no longer to those that have ended."""
-        for slot in self._pool.started:
+        for slot in self._pool.places.started:
             if slot.near.fileno() < 0:  # it has ended already
                 continue
             self._watched[slot.near.fileno()] = slot
             self._selector.register(slot.near, selectors.EVENT_READ, slot)
-        self._pool.started.clear()
+        self._pool.places.started.clear()
 
     def _forget(self, slot: SlotProcess) -> None:
         descriptor = slot.near.fileno()
@@ -221,8 +224,9 @@ def main() -> None:
     if config.parent:
         # SIGTERM, not SIGKILL: the agent still has to end what its slots have started
         processes.die_with_parent(config.parent, signal.SIGTERM)
+    guard = warden.start(config)
     processes.adopt_orphans()
-    Agent(config, config_path).run()
+    Agent(config, config_path, guard).run()
 
 
 if __name__ == "__main__":

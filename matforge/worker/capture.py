@@ -23,10 +23,11 @@ STDERR_TAIL = 4096
 class Streams:
     """The standard output and error of a slot.
 
-    Must be made while descriptors 1 and 2 lie on the scratch files.
+    Must be made while descriptors 1 and 2 lie on the scratch files, which are in ``scratch``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
+        self._scratch_folder = scratch
         self._scratch = (os.dup(1), os.dup(2))
         self._current = self._scratch
         self._folder: Path | None = None
@@ -79,6 +80,11 @@ class Streams:
         if self._flush_c is not None:
             self._flush_c(None)
         return trouble
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie that take what is printed now."""
+        return self._folder or self._scratch_folder
 
     def printed(self) -> bool:
         """Whether anything has been printed since :meth:`begin`; call after :meth:`flush`."""

@@ -21,10 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from matforge.model import Failure, FailureKind
+from matforge.model import CommandResult, Failure, FailureKind
 from matforge.worker import load, processes
+from matforge.worker.endings import signal_name
 from matforge.worker.runner import ChoreError, Job, Outcome, classify
-from matforge.worker.slotproc import signal_name
 from matforge.worker.wire import Profile, TaskField, pack, python_arguments
 
 _SIGKILL = int(signal.SIGKILL)
@@ -34,14 +34,14 @@ _libc = ctypes.CDLL(None) if processes.LINUX else None
 def run_command(job: Job, profile: Profile, run_dir: Path) -> Outcome:
     """Run an executable chore in the working directory; its streams are those of the slot.
 
-    The result is ``{"exit_code", "stdout", "stderr"}``; the paths are those that the streams have
+    The result is a :class:`~matforge.CommandResult`; the paths are those that the streams have
     once the attempt is accepted, whole, so that whoever is handed one can open it.
     """
     try:
         argv = _arguments_of(job, run_dir)
         _launch(job, profile, argv)
         folder = run_dir / (job.directory or "")
-        value = {"exit_code": 0, "stdout": f"{folder}/stdout", "stderr": f"{folder}/stderr"}
+        value = CommandResult(0, f"{folder}/stdout", f"{folder}/stderr")
         return Outcome(pickle.dumps(value, protocol=5))
     except BaseException as error:
         return Outcome(failure=classify(error, job.chore_id))

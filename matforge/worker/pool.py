@@ -1,9 +1,8 @@
-"""An agent's slots and its queue: who runs what, in which order, on which cores.
+"""An agent's queue and its tasks: who runs what, in which order, and how each ends.
 
 Order is first come, first served, and strictly so: what stands at the head of the queue waits for
 the cores it needs, and nothing behind it starts meanwhile, so that a chore of many cores is never
-starved. A slot occupies cores while it has work; idle ones of another profile stay warm as long as
-there is room for them. A slot holds its GPUs until it ends, because its memory on them does.
+starved. The places to run are in :mod:`matforge.worker.places`.
 
 Short tasks are given to a busy slot ahead, so that it never waits for the agent; if the one before
 takes long after all, they are taken back.
@@ -17,21 +16,23 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from matforge.model import Failure, FailureKind
-from matforge.worker import processes
+from matforge.worker import limits, processes
 from matforge.worker.capture import STDERR_TAIL
-from matforge.worker.slotproc import (
+from matforge.worker.endings import (
     STOPPED_BY_OTHERS,
-    AgentTask,
-    SlotProcess,
+    StageMark,
+    cancelled,
     end_of,
     start_failure,
-    start_slot,
+    storage_failure,
 )
+from matforge.worker.places import RETIRE_S, Places
+from matforge.worker.slotproc import AgentTask, SlotProcess
 from matforge.worker.wire import (
     FINISHED,
     HELLO,
@@ -62,30 +63,27 @@ class Pool:
     Reports gather in ``reports`` and ``blobs``; the agent sends and empties both.
     """
 
-    def __init__(self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None]) -> None:
+    def __init__(
+        self, config: AgentConfig, config_path: str, on_end: Callable[[SlotProcess], None], spare: int
+    ) -> None:
         self.reports: list[list[Any]] = []
         self.blobs: list[bytes] = []
         self.failed: Failure | None = None
-        self.slots: dict[int, SlotProcess] = {}
-        self.started: list[SlotProcess] = []
+        self.places = Places(config, config_path, self._start_refused)
+        self.slots = self.places.slots
         self._on_end = on_end
+        self._spare = spare
         self.closing = False
         self.restless = False
         """Whether :meth:`tick` must be called before the next heartbeat."""
         self._config = config
-        self._config_path = config_path
         self._run_dir = Path(config.run_dir)
         self._host = socket.gethostname()
         self._profiles: dict[int, Profile] = {}
         self._queue: deque[AgentTask] = deque()
         self._tasks: dict[int, AgentTask] = {}
-        self._idle: list[SlotProcess] = []
-        self._free_cores = list(range(config.workers - 1, -1, -1))
-        self._free_gpus = list(config.gpus)
-        self._max_slots = config.workers + max(2, config.workers // 2)
         self._refused: dict[int, float] = {}
         self._hold_until = 0.0
-        self._count = 0
         self.memory = processes.OomWatch()
 
     # -- from the driver
@@ -100,7 +98,7 @@ class Pool:
             length = 0 if isinstance(payload, list) else payload
             blob = blobs[offset : offset + length]
             offset += length
-            task = AgentTask(wire[TaskField.HANDLE], wire[TaskField.PROFILE], wire, blob)
+            task = AgentTask.from_wire(wire, blob)
             profile = self._profiles[task.profile]
             if profile.cores > self._config.workers or profile.gpus > len(self._config.gpus):
                 self._end_task(task, self._unfit(task, profile))
@@ -130,20 +128,20 @@ class Pool:
                 if handle not in self._tasks:
                     continue
                 if slot.held and not slot.assigned:
-                    self._release(slot)
+                    self.places.release(slot)
+            chore = task.wire[TaskField.CHORE_ID]
             if task.slot is None:
-                chore = task.wire[TaskField.CHORE_ID]
-                said = f"{chore}: it was cancelled before it ran."
-                self._end_task(task, Failure(FailureKind.CANCELLED, said))
+                self._end_task(task, cancelled(chore, ran=False))
             else:
                 self._stop(task.slot, now)
-                task.slot.cancelling = handle
+                task.slot.ending, task.slot.verdict = handle, cancelled(chore, ran=True)
 
-    def _stop(self, slot: SlotProcess, now: float) -> None:
+    def _stop(self, slot: SlotProcess, now: float, number: int = signal.SIGTERM) -> None:
+        """End what a slot runs, with all that it has started; after a grace by force."""
         slot.doomed = slot.doomed or not slot.launches
         slot.kill_at = now + GRACE_S
         self.restless = True
-        processes.signal_tree(slot.pid, signal.SIGTERM)
+        processes.signal_tree(slot.pid, number)
 
     def _requeue(self, tasks: list[AgentTask]) -> None:
         self._queue.extendleft(reversed(tasks))
@@ -166,101 +164,46 @@ class Pool:
             if task.cancelled:
                 self._queue.popleft()
                 continue
-            slot = self._place(task, now) or self._ahead(task, finished)
+            slot = self.places.place(task.profile, self._profiles[task.profile], now)
+            slot = slot or self._ahead(task, finished)
             if slot is None or not self._give(slot, task):
                 return
             self._queue.popleft()
             self.restless = True
+        self.restless |= self.places.retiring
 
     def _give(self, slot: SlotProcess, task: AgentTask) -> bool:
+        if task.memory is not None:
+            slot.base_memory = limits.base_memory(slot)
         try:
             return slot.give(task)
         except OSError as error:  # a long task goes through a file, and that disk may be full
             chore = task.wire[TaskField.CHORE_ID]
-            said = f"{chore}: {error.filename} cannot be written: {(error.strerror or str(error)).lower()}."
             task.cancelled = True
-            self._end_task(task, Failure(FailureKind.STORAGE, said))
+            self._end_task(task, storage_failure(error, slot.scratch, chore))
             if not slot.assigned:
-                self._release(slot)
+                self.places.release(slot)
             return True
-
-    def _place(self, task: AgentTask, now: float) -> SlotProcess | None:
-        """A slot for the head of the queue with its cores taken, or None if it must wait."""
-        profile = self._profiles[task.profile]
-        if len(self._free_cores) < profile.cores:
-            return None
-        for index in range(len(self._idle) - 1, -1, -1):  # the one used last has the warmest caches
-            slot = self._idle[index]
-            if slot.profile_number == task.profile and self._take_cores(slot):
-                del self._idle[index]
-                slot.since = now
-                return slot
-        return self._start(task.profile, profile, now)
-
-    def _take_cores(self, slot: SlotProcess) -> bool:
-        if slot.pin:
-            if not set(slot.pin) <= set(self._free_cores):
-                return False
-            slot.held = slot.pin
-            self._free_cores = [c for c in self._free_cores if c not in slot.pin]
-        else:
-            slot.held = tuple(self._free_cores.pop() for _ in range(slot.profile.cores))
-        return True
-
-    def _start(self, number: int, profile: Profile, now: float) -> SlotProcess | None:
-        if len(self._free_gpus) < profile.gpus:
-            self._retire_holder_of_gpus()
-            return None
-        if len(self.slots) >= self._max_slots and self._idle:
-            self._retire(self._idle.pop(0))
-        gpus = tuple(self._free_gpus[: profile.gpus])
-        cores = tuple(self._free_cores[-profile.cores :])
-        known = self._config.cores
-        pin = tuple(known[c % len(known)] for c in cores) if self._config.affinity and known else ()
-        self._count += 1
-        try:
-            slot = start_slot(self._config, self._config_path, self._count, number, profile, gpus, pin, now)
-        except OSError as error:
-            what = error.filename or self._config.python
-            self._start_refused(number, f"{what}: {(error.strerror or str(error)).lower()}", "", now)
-            return None
-        slot.pin = cores if pin else ()
-        del self._free_gpus[: profile.gpus]
-        self._take_cores(slot)
-        self.slots[slot.pid] = slot
-        self.started.append(slot)
-        return slot
-
-    def _retire_holder_of_gpus(self) -> None:
-        for slot in self._idle:
-            if slot.gpus:
-                self._idle.remove(slot)
-                self._retire(slot)
-                return
-
-    def _retire(self, slot: SlotProcess) -> None:
-        """Let an idle slot end by itself; it is killed if it does not."""
-        slot.doomed = True
-        slot.kill_at = time.monotonic() + 4 * GRACE_S
-        self.restless = True
-        with suppress(OSError):
-            slot.near.shutdown(socket.SHUT_WR)
 
     @staticmethod
     def _ahead(task: AgentTask, finished: Iterable[SlotProcess]) -> SlotProcess | None:
         """A busy slot that may be given the head of the queue ahead."""
+        if task.memory is not None:  # what the slot holds before it must be known
+            return None
         for slot in finished:
             if (
                 slot.profile_number == task.profile
                 and 0 < len(slot.assigned) < AHEAD
                 and slot.pace < SHORT_S
                 and not slot.doomed
-                and slot.cancelling < 0
+                and slot.ending < 0
             ):
                 return slot
         return None
 
-    def _start_refused(self, number: int, why: str, stderr: str, now: float, weight: float = 1.0) -> None:
+    def _start_refused(
+        self, number: int, why: str, now: float, stderr: str = "", weight: float = 1.0
+    ) -> None:
         """A slot could not start: try again shortly, and after some tries give up."""
         tries = self._refused[number] = self._refused.get(number, 0) + weight
         self._hold_until = now + 0.1 * tries
@@ -307,12 +250,11 @@ class Pool:
         task = slot.assigned.popleft()
         self._tasks.pop(task.handle, None)
         failure = report[ReportField.FAILURE]
-        if failure and slot.cancelling == task.handle:
-            chore = task.wire[TaskField.CHORE_ID]
-            cancelled = Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled while it ran.")
-            report[ReportField.FAILURE] = cancelled.as_dict()
-        if slot.cancelling == task.handle and slot.launches and not retire:
-            slot.cancelling, slot.kill_at = -1, 0.0
+        if failure and slot.ending == task.handle and slot.verdict is not None:
+            said = slot.verdict.as_dict()
+            report[ReportField.FAILURE] = {**said, "stderr": failure.get("stderr", "")}
+        if slot.ending == task.handle and slot.launches and not retire:
+            slot.ending, slot.kill_at = -1, 0.0
         if blob:
             self.blobs.append(blob)
         self.reports.append(report)
@@ -321,16 +263,10 @@ class Pool:
         slot.since = now
         if retire:
             slot.doomed = True
-            slot.kill_at = now + 4 * GRACE_S
+            slot.kill_at = now + RETIRE_S
             self._requeue(slot.take_back())
         if not slot.assigned:
-            self._release(slot)
-
-    def _release(self, slot: SlotProcess) -> None:
-        self._free_cores.extend(slot.held)
-        slot.held = ()
-        if not slot.doomed:
-            self._idle.append(slot)
+            self.places.release(slot)
 
     # -- the passing of time
 
@@ -342,8 +278,14 @@ class Pool:
     def tick(self, now: float) -> None:
         """Tell of tasks that run, take back what waits behind long ones, kill what should have ended."""
         self._watch(now)
+        self.places.retiring = False
         self.restless = bool(self._hold_until) or any(
-            s.kill_at or len(s.assigned) > 1 or (s.assigned and not s.assigned[0].started)
+            s.kill_at
+            or len(s.assigned) > 1
+            or (
+                s.assigned
+                and (not s.assigned[0].started or limits.restless(s, s.assigned[0], now, self._config.beat_s))
+            )
             for s in self.slots.values()
         )
 
@@ -367,6 +309,17 @@ class Pool:
             if first is not None and not first.started:
                 first.started = True
                 self.reports.append([STARTED, first.handle, slot.number])
+            if first is not None and slot.ending < 0:
+                self._check_limits(slot, first, now)
+
+    def _check_limits(self, slot: SlotProcess, task: AgentTask, now: float) -> None:
+        found = limits.trespass(slot, task, now)
+        if found is None:
+            return
+        self.receive(slot, now)  # it may have ended just now
+        if slot.assigned and slot.assigned[0] is task:
+            slot.ending, slot.verdict = task.handle, found[0]
+            self._stop(slot, now, found[1])
 
     # -- ends
 
@@ -385,57 +338,60 @@ class Pool:
         if any_ended:
             # slots adopt the orphans of their chores; what the agent has inherited is nobody's now
             for orphan in processes.children_of(os.getpid()):
-                if orphan not in self.slots:
+                if orphan not in self.slots and orphan != self._spare:
                     processes.send(orphan, signal.SIGKILL)
 
     def _slot_ended(self, slot: SlotProcess, code: int, spent: Any, now: float) -> None:
         slot.process.returncode = code
-        del self.slots[slot.pid]
         self._on_end(slot)
         self.receive(slot, now)
         self._requeue(slot.take_back())
-        if slot in self._idle:
-            self._idle.remove(slot)
-        if slot.held:
-            self._free_cores.extend(slot.held)
-        self._free_gpus.extend(slot.gpus)
+        self.places.remove(slot)
         task = slot.assigned.popleft() if slot.assigned else None
         if not slot.ready:
-            if task is not None:
-                task.slot = None
-                if slot.cancelling == task.handle:
-                    chore = task.wire[TaskField.CHORE_ID]
-                    self._end_task(task, end_of(chore, code, cancelled=True, oom=False, stderr="")[1])
-                else:
-                    self._requeue([task])
-            if not self.closing and slot.cancelling < 0:
-                why = f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
-                stderr = processes.tail(slot.scratch / "stderr")
-                # one that somebody has killed says little about the next one
-                weight = 0.3 if -code in STOPPED_BY_OTHERS else 1.0
-                self._start_refused(slot.profile_number, why, stderr, now, weight)
+            self._never_began(slot, task, code, now)
         elif task is not None:
             self._task_died(slot, task, code, spent, now)
         slot.discard()
 
+    def _never_began(self, slot: SlotProcess, task: AgentTask | None, code: int, now: float) -> None:
+        """A slot has ended before it was ready."""
+        if task is not None:
+            task.slot = None
+            if slot.ending == task.handle and slot.verdict is not None:
+                self._end_task(task, slot.verdict)
+            else:
+                self._requeue([task])
+        if not self.closing and slot.ending < 0:
+            why = f"it ended with exit code {code}" if code >= 0 else f"it was ended by signal {-code}"
+            stderr = processes.tail(slot.scratch / "stderr")
+            # one that somebody has killed says little about the next one
+            weight = 0.3 if -code in STOPPED_BY_OTHERS else 1.0
+            self._start_refused(slot.profile_number, why, now, stderr, weight)
+
     def _task_died(self, slot: SlotProcess, task: AgentTask, code: int, spent: Any, now: float) -> None:
         stderr = processes.tail(slot.stderr_path(self._run_dir, task), STDERR_TAIL)
-        lost, failure = end_of(
-            task.wire[TaskField.CHORE_ID],
-            code,
-            cancelled=slot.cancelling == task.handle,
-            oom=code == -signal.SIGKILL and self.memory.recent(now),
-            stderr=stderr,
-        )
+        if slot.ending == task.handle and slot.verdict is not None:
+            failure = replace(slot.verdict, stderr=stderr, signal=-code if code < 0 else None)
+            lost = failure.kind is FailureKind.WORKER_LOST
+        else:
+            lost, failure = end_of(
+                task.wire[TaskField.CHORE_ID],
+                code,
+                oom=code == -signal.SIGKILL and self.memory.recent(now),
+                stderr=stderr,
+                stage=StageMark.read(slot.scratch),
+            )
         printed = slot.keep_streams(self._run_dir, task)
+        wall, peak = now - slot.since, spent.ru_maxrss * _RSS_UNIT
+        begun = time.time() - wall
         if lost:
             self._tasks.pop(task.handle, None)
-            self.reports.append([LOST, task.handle, failure.as_dict()])
+            told = limits.with_evidence(failure, slot, begun, wall, max(peak, task.peak))
+            self.reports.append([LOST, task.handle, told.as_dict()])
             return
-        wall = now - slot.since
         cpu = spent.ru_utime + spent.ru_stime
-        usage = [slot.number, time.time() - wall, wall, min(cpu, wall), spent.ru_maxrss * _RSS_UNIT]
-        self._end_task(task, failure, usage, printed)
+        self._end_task(task, failure, [slot.number, begun, wall, min(cpu, wall), peak], printed)
 
     def close(self, *, kill: bool, now: float) -> None:
         """Begin to end all slots; the agent goes on to :meth:`reap` until none is left."""
@@ -447,5 +403,5 @@ class Pool:
             elif slot.assigned:
                 self._stop(slot, now)
             elif not slot.doomed:
-                self._retire(slot)
-        self._idle.clear()
+                self.places.retire(slot)
+        self.places.idle.clear()

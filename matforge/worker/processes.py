@@ -18,6 +18,7 @@ from pathlib import Path
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TOKEN = "MATFORGE_TOKEN"
 """Environment variable by which the processes of one agent are found again if it was killed."""
 
@@ -71,6 +72,33 @@ def descendants_of(pid: int) -> list[int]:
         found += level
         level = [child for parent in level for child in children_of(parent)]
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped by a signal (not by a debugger); False where unknown."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+def memory_of(pids: Iterable[int]) -> int:
+    """Resident memory (bytes) of processes together; pages that they share count for each."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, IndexError, ValueError), open(f"/proc/{pid}/statm", "rb") as file:
+            total += int(file.read().split()[1]) * _PAGE
+    return total
+
+
+def proportional_memory_of(pids: Iterable[int]) -> int:
+    """As :func:`memory_of`, with every shared page divided among those who share it."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, StopIteration, ValueError), open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+            total += 1024 * int(next(line.split()[1] for line in file if line.startswith(b"Pss:")))
+    return total
 
 
 def send(pid: int, number: int) -> None:
@@ -269,18 +297,6 @@ def oom_kills(folders: Iterable[Path] | None = None, vmstat: Path = Path("/proc/
 def _counter(path: Path, key: str) -> int:
     pairs = (line.split() for line in path.read_text().splitlines())
     return int(next(pair[1] for pair in pairs if len(pair) == 2 and pair[0] == key))
-
-
-def resident_bytes() -> int:
-    """Memory that the calling process occupies now; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def tail(path: Path | str, limit: int = 4096) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from matforge.worker import load, processes
 from matforge.worker.runner import Job, run_function
+from matforge.worker.seeds import Generators
+from matforge.worker.settings import ImportWatch
 from matforge.worker.wire import AgentConfig, unpack
 
 _RANK_VARIABLES = ("MATFORGE_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "FLUX_TASK_RANK")
@@ -32,7 +34,11 @@ def main() -> None:
     rank = rank_of(os.environ)
     run_dir = Path(config.run_dir)
     faulthandler.enable()
-    outcome = run_function(Job.from_wire(task, blob), load.Functions(run_dir), run_dir, keep=rank == 0)
+    job = Job.from_wire(task, blob)
+    generators = Generators()
+    ImportWatch(lambda: None, generators.after_import)
+    generators.begin(job.seed + rank)  # ranks that draw the same numbers would be of no use
+    outcome = run_function(job, load.Functions(run_dir), run_dir, keep=rank == 0)
     if outcome.data is not None:
         Path(f"{task_file}.0.pickle").write_bytes(outcome.data)
     failure = outcome.failure.as_dict() if outcome.failure else None

@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import Any
 from matforge.model import Failure, FailureKind, MatForgeError, WithReport
 from matforge.worker import load
 from matforge.worker.capture import Streams
+from matforge.worker.endings import Stage, storage_failure
 from matforge.worker.publish import Publisher
 from matforge.worker.wire import FINISHED, INLINE_LIMIT, TaskField
 
@@ -76,23 +78,41 @@ class Outcome:
 
 
 class Meter:
-    """Wall time, CPU time (waited-for children included) and peak memory of one task."""
+    """Wall time, CPU time (waited-for children included) and peak memory of each task of a slot."""
 
     def __init__(self, slot: int) -> None:
         self._slot = slot
+        self._peak = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A task begins now."""
         self._started_at = time.time()
         self._wall = time.perf_counter()
         self._cpu = _cpu_seconds()
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if own > self._peak:
+            # the system keeps the peak of the whole process; after a task that has raised it, begin anew
+            _forget_peak()
+            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._peak = own
+        self._of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
     def usage(self) -> list[Any]:
         """``[slot, started_at, wall_s, cpu_s, max_rss]``."""
-        peak = max(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-        )
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        if of_children > self._of_children:
+            peak = max(peak, of_children)
         wall = time.perf_counter() - self._wall
         cpu = _cpu_seconds() - self._cpu
         return [self._slot, round(self._started_at, 6), round(wall, 6), round(cpu, 6), peak * _RSS_UNIT]
+
+
+def _forget_peak() -> None:
+    """Let the system measure this process's peak memory from now on (Linux)."""
+    with suppress(OSError), open("/proc/self/clear_refs", "wb", buffering=0) as file:
+        file.write(b"5")
 
 
 def _cpu_seconds() -> float:
@@ -101,17 +121,28 @@ def _cpu_seconds() -> float:
     return time.process_time() + spent.children_user + spent.children_system
 
 
-def run_function(job: Job, functions: load.Functions, run_dir: Path, *, keep: bool = True) -> Outcome:
+def run_function(
+    job: Job,
+    functions: load.Functions,
+    run_dir: Path,
+    *,
+    keep: bool = True,
+    stage: Callable[[Stage], None] = lambda _stage: None,
+) -> Outcome:
     """Load a Python chore, call it, and pickle what it returns; never raises for the chore's sake.
 
-    Without ``keep`` what it returns is dropped (ranks other than the first).
+    Without ``keep`` what it returns is dropped (ranks other than the first). ``stage`` is told how
+    far it has come.
     """
     try:
+        stage(Stage.LOADING)
         function = functions.get(job.function or "", job.chore_id)
         inputs = load.Inputs(run_dir, job.inputs, job.chore_id)
         data = load.payload_bytes(run_dir, job.payload, job.blob, job.chore_id)
         args, kwargs = load.arguments(data, inputs, job.chore_id) if data else ((), {})
+        stage(Stage.RUNNING)
         result = call_chore(function, args, kwargs)
+        stage(Stage.PICKLING)
         if not keep:
             return Outcome()
         report: Mapping[str, Any] = {}
@@ -251,18 +282,6 @@ def _is_ours(trace: TracebackType) -> bool:
     return os.path.dirname(trace.tb_frame.f_code.co_filename) == _OURS
 
 
-def storage_failure(error: OSError, path: Path, chore_id: str) -> Failure:
-    """One sentence for a write of ours that failed."""
-    reason = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the quota is used up; free some space",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "it may not be written to",
-        errno.ENOENT: "it does not exist (any more)",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return Failure(FailureKind.STORAGE, f"{chore_id}: {error.filename or path} cannot be written: {reason}.")
-
-
 def finish(
     job: Job, outcome: Outcome, meter: Meter, streams: Streams, publisher: Publisher, run_dir: Path
 ) -> tuple[list[Any], bytes]:
@@ -280,9 +299,10 @@ def finish(
             where = publisher.result(job.chore_id, job.tag, job.directory, outcome.data)
             inline = outcome.data if len(outcome.data) <= INLINE_LIMIT else b""
     except OSError as error:
-        failure = failure or storage_failure(error, folder, job.chore_id)
+        place = streams.folder if error is trouble else folder
+        failure = failure or storage_failure(error, place, job.chore_id)
         where, inline = None, b""
-    except MemoryError as error:
+    except Exception as error:  # no memory, or something of ours that the chore has replaced
         failure = failure or classify(error, job.chore_id)
         where, inline = None, b""
     described = None

@@ -18,8 +18,9 @@ from typing import Any
 
 from matforge.worker import hygiene, launch, load, processes
 from matforge.worker.capture import Streams
+from matforge.worker.endings import Stage, StageMark, storage_failure
 from matforge.worker.publish import Publisher
-from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function, storage_failure
+from matforge.worker.runner import Job, Meter, Outcome, classify, finish, run_function
 from matforge.worker.wire import HELLO, PACKET_BUFFER, AgentConfig, Profile, ReportField, pack, unpack
 
 _RSS_EVERY = 16
@@ -33,7 +34,6 @@ class Slot:
         config = AgentConfig.load(config_path)
         self._config_path = config_path
         self._channel = channel
-        self._number = number
         self._buffer = memoryview(bytearray(PACKET_BUFFER))
         welcome, _ = self._receive() or ({}, b"")
         self._profile = Profile(**welcome["profile"])
@@ -55,7 +55,9 @@ class Slot:
         os.environ["MATFORGE_RUN_DIR"] = config.run_dir
         self._set_signals()
         os.chdir(self._work)
-        self._streams = Streams()
+        self._stage = StageMark(self._scratch)
+        self._meter = Meter(number)
+        self._streams = Streams(self._scratch)
         self._baseline = hygiene.Baseline()
 
     def _set_signals(self) -> None:
@@ -98,7 +100,9 @@ class Slot:
         self._channel.send(pack([HELLO, os.getpid()]))
         while (packet := self._receive()) is not None:
             report, blob, retire = self._run(*packet)
+            self._stage.set(Stage.REPORTING)
             self._send([*report, retire], blob)
+            self._stage.set(Stage.IDLE)
             if retire:
                 # no finalisation: threads that a chore left could keep the process for ever
                 os._exit(0)
@@ -107,7 +111,7 @@ class Slot:
         job = Job.from_wire(task, blob)
         if self._launches:
             job.directory = job.directory or f"out/{job.chore_id}"
-        meter = Meter(self._number)
+        self._meter.begin()
         outcome = self._prepare(job)
         if outcome is None:
             self._running = True
@@ -118,8 +122,18 @@ class Slot:
             self._running = False
             if os.getpid() != self._pid:
                 os._exit(0)  # a child that the chore forked has returned into our loop
-        report, inline = finish(job, outcome, meter, self._streams, self._publisher, self._run_dir)
-        return report, inline, self._tidy()
+        # first, so that the result is not written under the umask and the limits of the chore
+        leaked = self._restore()
+        self._stage.set(Stage.WRITING)
+        report, inline = finish(job, outcome, self._meter, self._streams, self._publisher, self._run_dir)
+        return report, inline, self._tidy(leaked)
+
+    def _restore(self) -> str:
+        """Undo what the chore changed; why this process must be replaced, if it must."""
+        try:
+            return self._baseline.restore()
+        except Exception as error:  # an object that the chore has put in some place of the library's
+            return f"what a chore changed cannot be put back ({type(error).__name__}: {error})"
 
     def _prepare(self, job: Job) -> Outcome | None:
         """Directory, streams and environment of a chore; an outcome if that already fails."""
@@ -134,20 +148,20 @@ class Slot:
             os.chdir(folder)
         except OSError as error:
             return Outcome(failure=storage_failure(error, folder, job.chore_id))
-        self._baseline.set_environment(job.environment())
+        self._baseline.begin(job.environment(), job.seed)
         return None
 
     def _perform(self, job: Job) -> Outcome:
+        self._stage.set(Stage.RUNNING)
         if job.function is None:
             return launch.run_command(job, self._profile, self._run_dir)
         if self._launches:
             return launch.run_ranks(job, self._profile, self._run_dir, self._config_path, self._scratch)
-        return run_function(job, self._functions, self._run_dir)
+        return run_function(job, self._functions, self._run_dir, stage=self._stage.set)
 
-    def _tidy(self) -> str:
-        """Undo what the chore changed; why this process must be replaced, if it must."""
+    def _tidy(self, leaked: str) -> str:
+        """Leave the chore's directory; why this process must be replaced, if it must."""
         self._done += 1
-        leaked = self._baseline.restore()
         try:
             os.chdir(self._work)
             with os.scandir(self._work) as entries:
@@ -162,7 +176,11 @@ class Slot:
             return leaked
         if self._done >= self._max_chores:
             return f"it has run {self._done} chores"
-        if self._max_rss and self._done % _RSS_EVERY == 0 and processes.resident_bytes() > self._max_rss:
+        if (
+            self._max_rss
+            and self._done % _RSS_EVERY == 0
+            and processes.memory_of([self._pid]) > self._max_rss
+        ):
             return f"it has grown beyond {self._max_rss >> 20} MiB"
         return ""
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matforge.model import Failure, FailureKind
+from matforge.model import Failure
 from matforge.worker import processes
 from matforge.worker.wire import (
     PACKET_BUFFER,
@@ -36,8 +35,6 @@ _THREAD_VARIABLES = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
-STOPPED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals with which somebody ends a process; every other one the process has brought on itself."""
 _STREAMS = ("stdout", "stderr")
 # packets keep their boundaries; where the system lacks them, local datagrams do the same
 _PACKETS = socket.SOCK_SEQPACKET if processes.LINUX else socket.SOCK_DGRAM
@@ -55,6 +52,20 @@ class AgentTask:
     cancelled: bool = False
     started: bool = False
     """Whether the driver has been told that it runs."""
+    timeout_s: float | None = None
+    memory: int | None = None
+    weighed_at: float = 0.0
+    """When its memory was looked at last (monotonic)."""
+    peak: int = 0
+    """Most memory it was seen to occupy (bytes)."""
+
+    @classmethod
+    def from_wire(cls, wire: list[Any], blob: bytes) -> AgentTask:
+        """From the list that came from the driver."""
+        task = cls(wire[TaskField.HANDLE], wire[TaskField.PROFILE], wire, blob)
+        if len(wire) > TaskField.MEMORY:
+            task.timeout_s, task.memory = wire[TaskField.TIMEOUT], wire[TaskField.MEMORY]
+        return task
 
 
 @dataclass(slots=True)
@@ -79,8 +90,15 @@ class SlotProcess:
     ready: bool = False
     doomed: bool = False
     """It will end, or has been told to: gets nothing more."""
-    cancelling: int = -1
-    """Handle of the running task that is being cancelled."""
+    ending: int = -1
+    """Handle of the running task that the agent has told to end."""
+    verdict: Failure | None = None
+    """Why it has."""
+    base_memory: int = 0
+    """What it held (bytes) before its present task, if that has a limit."""
+    stood_at: float = 0.0
+    """When somebody last looked whether it stands still (monotonic)."""
+    stopped_since: float = 0.0
     kill_at: float = 0.0
     pace: float = 1.0
     """Seconds a task, smoothed; short ones are worth giving ahead."""
@@ -100,7 +118,11 @@ class SlotProcess:
         packet = pack(task.wire, task.blob)
         if len(packet) > PACKET_LIMIT:
             path = self.scratch / f"task-{task.handle}"
-            path.write_bytes(packet)
+            try:
+                path.write_bytes(packet)
+            except OSError:
+                path.unlink(missing_ok=True)  # the half of it would fill the disk for all who follow
+                raise
             packet = pack({"spill": str(path)})
         try:
             self.near.send(packet)
@@ -228,57 +250,3 @@ def start_slot(
         far.close()
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-
-
-def end_of(chore: str, code: int, *, cancelled: bool, oom: bool, stderr: str) -> tuple[bool, Failure]:
-    """Why a slot that ended while it ran ``chore`` did so.
-
-    Parameters
-    ----------
-    code : int
-        Exit code, or minus the signal's number.
-    cancelled : bool
-        Whether the agent has ended it because the chore was cancelled.
-    oom : bool
-        Whether the kernel has just killed something here for want of memory.
-
-    Returns
-    -------
-    lost : bool
-        Whether the slot, rather than the chore, is to blame.
-    failure : Failure
-    """
-    lost, kind = False, FailureKind.EXIT_CODE
-    number = -code if code < 0 else None
-    if cancelled:
-        kind, said = FailureKind.CANCELLED, "it was cancelled while it ran"
-    elif number is None:
-        said = f"its process ended with exit code {code} before it returned a result"
-    elif number == signal.SIGKILL and oom:
-        kind = FailureKind.OUT_OF_MEMORY
-        said = "its process was killed because the memory of the machine, or its share of it, ran out"
-    elif number in STOPPED_BY_OTHERS:
-        lost, kind = True, FailureKind.WORKER_LOST
-        said = f"its slot was ended from outside by {signal_name(number)}"
-    else:
-        kind, said = FailureKind.SIGNAL, f"its process was ended by {signal_name(number)}"
-    exit_code = code if kind is FailureKind.EXIT_CODE else None
-    return lost, Failure(kind, f"{chore}: {said}.", stderr=stderr, exit_code=exit_code, signal=number)
-
-
-def signal_name(number: int) -> str:
-    """``SIGSEGV`` for 11; the number itself if it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def start_failure(slot_stderr: str, why: str, host: str, env: Mapping[str, str]) -> Failure:
-    """The failure for a slot that could not start, several times in a row."""
-    whose = f" with the chore's own environment ({', '.join(sorted(env))})" if env else ""
-    last = next((line for line in reversed(slot_stderr.splitlines()) if line.strip()), "")
-    said = f", and it said: {last.strip()[:300]}" if last else ""
-    return Failure(
-        FailureKind.START_FAILED, f"No slot can be started on {host}{whose}: {why}{said}", stderr=slot_stderr
-    )

@@ -52,6 +52,10 @@ class TaskField(IntEnum):
     INPUTS = 7
     DIRECTORY = 8
     SEED = 9
+    TIMEOUT = 10
+    """Seconds, or None; this place and the next are left out where both are None."""
+    MEMORY = 11
+    """Bytes, or None."""
 
 
 class ReportField(IntEnum):

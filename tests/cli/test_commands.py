@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,13 +42,43 @@ def one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in lines[0]
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("run",), ("resume",), ("status",), ("vacua",), ("vacua", "search")]
-)
+@pytest.mark.parametrize("arguments", [(), ("run",), ("vacua",), ("vacua", "search")])
 def test_every_command_explains_itself(arguments: tuple[str, ...]) -> None:
     result = matforge(*arguments, "--help")
     assert result.returncode == 0
     assert "Usage: matforge" in result.stdout.replace("python -m matforge", "matforge")
+
+
+def test_every_command_has_an_example_that_is_a_command_of_that_name() -> None:
+    from typer.main import get_command
+
+    from matforge.cli.app import app
+
+    def leaves(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        if not hasattr(command, "commands"):
+            yield name, command
+            return
+        for child, inner in command.commands.items():
+            yield from leaves(f"{name} {child}", inner)
+
+    found = dict(leaves("matforge", get_command(app)))
+    assert len(found) >= 11
+    without = [name for name, command in found.items() if f"`{name}" not in command.help]
+    assert without == []
+    unexplained = [
+        f"{name} {parameter.name}"
+        for name, command in found.items()
+        for parameter in command.params
+        if not parameter.help
+    ]
+    assert unexplained == []
+
+
+def test_help_comes_at_once() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert matforge("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0, "half of that, usually"
 
 
 def test_the_version_is_printed() -> None:
@@ -205,6 +238,56 @@ def test_a_script_that_ends_after_submit_still_finishes_its_run(tmp_path: Path) 
     assert status["current"]["completed"] == 10
 
 
+def test_quiet_says_nothing_and_verbose_says_what_the_log_gets(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(bad=7))
+    quiet = matforge("run", "-q", "--dir", "runs", "script.py", cwd=tmp_path)
+    assert quiet.stdout == "arguments []\n"
+    assert len(quiet.stderr.splitlines()) == 1
+    verbose = matforge("run", "-v", "--dir", "runs", "script.py", cwd=tmp_path)
+    assert "MatForge writes to" in verbose.stderr
+    assert "WARNING chore-work-0008 failed (exception)" in verbose.stderr
+
+
+def test_a_run_tells_in_json_where_it_is_and_how_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(bad=-1))
+    result = matforge("run", "--json", "-q", "--dir", "runs", "script.py", cwd=tmp_path)
+    (told,) = json.loads(result.stdout.splitlines()[-1])
+    assert Path(told["run_dir"]).is_dir()
+    assert told["kinds"] == {"work": {"added": 10, "completed": 10, "failed": 0, "cancelled": 0}}
+    again = matforge("resume", told["run_dir"], "--json", "-q")
+    assert json.loads(again.stdout)["workflow"]["state"] == "completed"
+
+
+STRATEGY_SCRIPT = """
+import os
+from pathlib import Path
+os.chdir("elsewhere")
+name, _, wanted = os.environ["MATFORGE_STRATEGY"].partition(":")
+assert Path(name).is_absolute() == name.endswith(".py"), name
+from matforge.strategies import load
+print(load(os.environ["MATFORGE_STRATEGY"]).__name__)
+"""
+
+
+def test_a_strategy_is_handed_to_the_script_wherever_that_goes(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "script.py").write_text(STRATEGY_SCRIPT)
+    (tmp_path / "nothing.py").write_text(NOTHING)
+    for strategy, name in (("nothing.py:Nothing", "Nothing"), ("refine_promising", "RefinePromising")):
+        result = matforge("run", "--strategy", strategy, "script.py", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip() == name
+
+
+@pytest.mark.parametrize("strategy", ["refine_promisin", "nowhere.py:X", "script.py:Nothing"])
+def test_a_strategy_that_is_not_there_is_refused_before_the_script_runs(
+    strategy: str, tmp_path: Path
+) -> None:
+    (tmp_path / "script.py").write_text("")
+    (tmp_path / "mine.py").write_text("print('ran')")
+    one_sentence(matforge("run", "--strategy", strategy, "mine.py", cwd=tmp_path), strategy.split(":")[0])
+
+
 def test_a_failed_chore_makes_the_command_fail_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT.format(bad=7))
     result = matforge("run", "--dir", "runs", "script.py", cwd=tmp_path)
@@ -221,6 +304,7 @@ def test_a_folder_without_a_run_is_refused_in_one_sentence(command: str, tmp_pat
 
 def test_a_missing_script_is_refused_in_one_sentence() -> None:
     one_sentence(matforge("run", "nowhere.py"), "nowhere.py")
+    one_sentence(matforge("run", "--wrokers", "2", "script.py"), "no option --wrokers")
 
 
 SLOW_SCRIPT = """
@@ -238,8 +322,11 @@ pipe.submit().result()
 """
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
+)
 def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, tmp_path: Path) -> None:
+    """Ctrl-C at once; SIGTERM and SIGUSR1 let what runs end, and a second one does not."""
     import psutil
 
     (tmp_path / "script.py").write_text(SLOW_SCRIPT)
@@ -253,6 +340,13 @@ def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, 
         psutil.wait_procs([], timeout=0.05)
     family = process.children(recursive=True)
     driver.send_signal(signum)
+    if signum != signal.SIGINT:
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        log = run_dir / "matforge_workflow.log"
+        while driver.poll() is None and "nothing more is started" not in log.read_text():
+            psutil.wait_procs([], timeout=0.05)
+        assert all(child.is_running() for child in family)
+        driver.send_signal(signum)
     _, errors = driver.communicate(timeout=20)
     assert driver.returncode == code, errors
     assert "Traceback" not in errors

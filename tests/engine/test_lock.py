@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from matforge.engine.lock import LEASE_S, RENEW_S, LockedError, RunLock, is_held, place
+from matforge.engine.lock import LEASE_S, RENEW_S, LockedError, RunLock, holder, is_held, place
 
 NOW = 1.7e9
 
@@ -121,6 +121,16 @@ def test_whoever_wants_to_know_can_see_whether_a_run_is_driven(path: Path) -> No
     assert is_held(path)
     lock.release()
     assert not is_held(path)
+
+
+def test_a_driver_that_was_killed_is_gone_before_its_parent_takes_notice(path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    held_by(path, pid=process.pid, start=start_of(process.pid))
+    assert holder(path) is not None
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet reaped
+    assert holder(path) is None
+    process.communicate()
 
 
 def test_the_lease_is_renewed_now_and_then(path: Path) -> None:

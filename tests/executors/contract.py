@@ -28,7 +28,7 @@ from matforge.executors.protocol import (
     Lost,
     Task,
 )
-from matforge.model import Attempt, FailureKind, Lane, OutputReference, Resources
+from matforge.model import Attempt, CommandResult, FailureKind, Lane, OutputReference, Resources
 
 
 class ProtocolContract:
@@ -362,12 +362,13 @@ class RealWorkContract(ProtocolContract):
 
     @pytest.mark.parametrize("mess", list(chores.MESSES))
     def test_the_next_chore_sees_nothing_of(self, shared: Harness, mess: str) -> None:
+        clean = shared.value(shared.task(chores.look_around))
         tasks = [shared.task(chores.make_mess, mess) for _ in range(2)]
         looks = [shared.task(chores.look_around) for _ in range(4)]
         ends = shared.run(*tasks, *looks)
-        assert [shared.result(e) for e in ends[:2]] == [mess, mess]  # type: ignore[arg-type]
+        assert [shared.result(e)[0] for e in ends[:2]] == [mess, mess]  # type: ignore[arg-type]
         for end in ends[2:]:
-            assert shared.result(end) == chores.CLEAN  # type: ignore[arg-type]
+            assert shared.result(end) == clean  # type: ignore[arg-type]
 
     def test_jax_settings_of_a_function_are_undone_and_those_of_an_import_stay(
         self, shared: Harness, tmp_path: Path
@@ -399,14 +400,11 @@ class RealWorkContract(ProtocolContract):
     def test_a_command_gives_its_exit_code_and_streams(self, shared: Harness) -> None:
         task = shared.command("sh", "-c", "echo out; echo err >&2; pwd >&2")
         report = shared.end(task)
-        folder = f"out/{task.attempt.chore_id}"
-        value = {"exit_code": 0, "stdout": f"{folder}/stdout", "stderr": f"{folder}/stderr"}
+        folder = (shared.run_dir / "out" / task.attempt.chore_id).resolve()
+        value = CommandResult(0, f"{folder}/stdout", f"{folder}/stderr")
         assert shared.result(report) == value
-        assert (shared.run_dir / folder / "stdout.e1a1").read_text() == "out\n"
-        assert (shared.run_dir / folder / "stderr.e1a1").read_text().splitlines() == [
-            "err",
-            str((shared.run_dir / folder).resolve()),
-        ]
+        assert (folder / "stdout.e1a1").read_text() == "out\n"
+        assert (folder / "stderr.e1a1").read_text().splitlines() == ["err", str(folder)]
 
     def test_references_in_a_command_become_text(self, shared: Harness) -> None:
         where = shared.end(shared.task(chores.table)).result

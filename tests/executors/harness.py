@@ -58,6 +58,8 @@ class Harness:
         lane: Lane = Lane.WARM,
         inputs: tuple[Location, ...] = (),
         payload: bytes | Location | None = None,
+        timeout_s: float | None = None,
+        memory: int | None = None,
     ) -> Task:
         """A Python chore."""
         data = cloudpickle.dumps(function)
@@ -76,6 +78,8 @@ class Harness:
             inputs=inputs,
             directory=f"out/{attempt.chore_id}" if full or lane is Lane.JOB else None,
             seed=self._count,
+            timeout_s=timeout_s,
+            memory=memory,
         )
 
     def command(self, *argv: Any, resources: Resources = ONE_CORE, inputs: tuple[Location, ...] = ()) -> Task:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -15,13 +16,16 @@ from typing import Any
 
 import chores
 import pytest
+import zmq
 from contract import RealWorkContract
 from harness import Gate, Harness, wait_for_end
 
+from matforge.executors.agentproc import sweep_abandoned
 from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import ExecutorFailed, Finished, Lost, RunContext, Started
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 from matforge.worker import processes
+from matforge.worker.wire import FINISHED, AgentConfig, encode
 
 
 class TestContract(RealWorkContract):
@@ -259,7 +263,7 @@ def test_killing_at_random_loses_and_doubles_nothing(make: Callable[..., Harness
         if done > 25 * (kills + 1):
             kills += 1
             agent = agent_pid(harness)
-            victims = [*processes.children_of(agent), agent]
+            victims = [*processes.children_of(agent), agent]  # slots, warden and agent
             processes.send(random.choice(victims), signal.SIGKILL)
     assert done == 600
     assert kills > 15
@@ -332,16 +336,133 @@ harness.poll(lambda: False)
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_when_the_driver_dies_so_does_everything(tmp_path: Path, how: signal.Signals) -> None:
-    note = tmp_path / "family"
-    here = [p for p in sys.path if p]
-    script = _DRIVER.format(path=here, run=str(tmp_path / "run"), note=str(note))
-    before = set(Path(tempfile.gettempdir()).glob("mf-*"))
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as driver:
-        assert driver.stdout is not None
-        pids = [int(driver.stdout.readline()), *(int(p) for p in note.read_text().split())]
+    with driver_of_a_family(tmp_path) as (driver, _, pids, private):
         driver.send_signal(how)
         driver.wait()
         assert all(wait_for_end(pid) for pid in pids)
-    assert set(Path(tempfile.gettempdir()).glob("mf-*")) <= before
+        assert not list(Path(private).glob("mf-*"))
+
+
+@contextmanager
+def driver_of_a_family(
+    tmp_path: Path,
+) -> Iterator[tuple[subprocess.Popen[str], int, list[int], str]]:
+    """A driver whose chore has started others; its agent, all processes, and its temporary folder."""
+    note = tmp_path / "family"
+    here = [p for p in sys.path if p]
+    script = _DRIVER.format(path=here, run=str(tmp_path / "run"), note=str(note))
+    # a short path, for the sockets in it, and its own, because others make such folders, too
+    with (
+        tempfile.TemporaryDirectory(prefix="t-") as private,
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "TMPDIR": private},
+        ) as driver,
+    ):  # fmt: skip
+        assert driver.stdout is not None
+        agent = int(driver.stdout.readline())
+        pids = [agent, *processes.children_of(agent), *(int(p) for p in note.read_text().split())]
+        yield driver, agent, pids, private
+
+
+def kill_at_once(pids: list[int]) -> None:
+    """None of them can do anything when another one has ended."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+
+
+def test_when_driver_and_agent_are_killed_at_once_no_process_is_left(tmp_path: Path) -> None:
+    with driver_of_a_family(tmp_path) as (driver, agent, pids, private):
+        kill_at_once([driver.pid, agent])
+        driver.wait()
+        assert all(wait_for_end(pid) for pid in pids)
+        assert not list(Path(private).glob("mf-*"))
+
+
+def test_what_survives_even_the_warden_ends_when_the_next_driver_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Harness]
+) -> None:
+    with driver_of_a_family(tmp_path) as (driver, agent, pids, private):
+        monkeypatch.setattr(tempfile, "tempdir", private)
+        living = make()
+        assert sweep_abandoned() == 0  # two drivers live
+        wardens = [p for p in processes.children_of(agent) if os.getsid(p) == p and not is_slot(p)]
+        assert len(wardens) == 1
+        kill_at_once([driver.pid, agent, *wardens])
+        driver.wait()
+        *its_own, child, grandchild = pids
+        assert all(wait_for_end(pid) for pid in its_own)
+        assert os.path.exists(f"/proc/{child}")
+        assert os.path.exists(f"/proc/{grandchild}")
+        next_one = make()
+        assert all(wait_for_end(pid) for pid in pids)
+        assert [h.value(h.task(chores.add, 1, 1)) for h in (living, next_one)] == [2, 2]
+        assert len(list(Path(private).glob("mf-*"))) == 2
+        for harness in (living, next_one):
+            harness.executor.close(kill=True)
+
+
+def is_slot(pid: int) -> bool:
+    """Whether a child of an agent is one of its slots."""
+    return b"worker.slot" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+# -- fencing
+
+
+def test_a_slot_that_outlives_its_agent_and_publishes_late_changes_nothing(
+    make: Callable[..., Harness], tmp_path: Path
+) -> None:
+    harness = make()
+    gate = Gate(tmp_path / "gate")
+    note = tmp_path / "note"
+    first = harness.task(chores.publish_late, str(note), gate.path, "", full=True)
+    folder = harness.run_dir / "out" / first.attempt.chore_id
+    payload = harness.task(chores.publish_late, str(note), gate.path, str(folder)).payload
+    first = replace(first, payload=payload)
+    harness.executor.submit([first])
+    hidden = int(harness.wait_for_file(note))
+    os.kill(agent_pid(harness), signal.SIGKILL)
+    lost = harness.wait_for([first])[0]
+    assert isinstance(lost, Lost)
+    assert (lost.failure.kind, lost.failure.attempt) == (FailureKind.NODE_LOST, 1)
+    second = replace(first, attempt=replace(first.attempt, number=2))
+    report = harness.end(second)
+    gate.open()
+    assert wait_for_end(hidden)
+    assert (folder / "result.pickle.e1a1").read_text() == "stale"
+    assert harness.result(report) == "second"
+    assert report.result is not None
+    assert report.result.path.endswith(".e1a2")
+
+
+def test_reports_of_an_agent_that_was_given_up_are_not_heard(
+    make: Callable[..., Harness], tmp_path: Path
+) -> None:
+    harness = make()
+    task = harness.task(chores.endless)
+    harness.executor.submit([task])
+    harness.wait_until_started(task)
+    config = AgentConfig.load(next(iter(homes_of(harness))))
+    os.kill(agent_pid(harness), signal.SIGKILL)
+    harness.wait_for([task])
+    again = replace(task, attempt=replace(task.attempt, number=2))
+    harness.executor.submit([again])
+    harness.wait_until_started(again)
+    context = zmq.Context()
+    ghost: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    ghost.setsockopt(zmq.IDENTITY, config.identity.encode())
+    ghost.connect(config.endpoint)
+    for handle in (0, 1):
+        report = [FINISHED, handle, [0, 0.0, 0.0, 0.0, 0], ["x", 0, 1, 0], 0, None, None, False]
+        ghost.send_multipart([encode({"t": "reports", "r": [report]}), b""])
+    harness.run(*(harness.task(chores.add, i, i) for i in range(50)))
+    assert again.attempt not in harness.ends()
+    context.destroy(linger=0)
+
+
+def homes_of(harness: Harness) -> list[str]:
+    """Configurations of the harness's agent."""
+    command = Path(f"/proc/{agent_pid(harness)}/cmdline").read_bytes().split(b"\0")
+    return [os.fsdecode(word) for word in command if word.endswith(b"agent.json")]

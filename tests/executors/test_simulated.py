@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,12 +111,14 @@ def test_a_poll_lets_the_clock_run_no_further_than_its_timeout(make: Make) -> No
     assert executor.now() == BEGIN + 10
 
 
-def test_a_poll_with_nothing_running_returns_and_takes_no_virtual_time(make: Make) -> None:
+def test_a_poll_with_nothing_running_lets_its_time_pass_unless_it_is_woken(make: Make) -> None:
     executor = make()
     assert executor.poll(1000.0) == []
+    assert executor.now() == BEGIN + 1000.0
     executor.wake()
+    assert executor.poll(1000.0) == []
     assert executor.poll(None) == []
-    assert executor.now() == BEGIN
+    assert executor.now() == BEGIN + 1000.0
 
 
 @pytest.mark.parametrize("directory", [None, "out/chore-work-0001"])
@@ -147,6 +150,17 @@ def test_faults_are_reported_as_what_they_are(make: Make) -> None:
     assert [r.failure.kind for r in reports if isinstance(r, Lost)] == [
         FailureKind.WORKER_LOST, FailureKind.NODE_LOST,
     ]  # fmt: skip
+
+
+def test_a_timeout_ends_what_takes_longer_at_the_very_moment(make: Make) -> None:
+    executor = make(lambda task: Outcome(10.0 * task.seed))
+    executor.submit([replace(task(i), timeout_s=15.0) for i in (1, 2)])
+    ends = {r.attempt.chore_id: r for r in drain(executor) if isinstance(r, Finished)}
+    assert ends["chore-work-0001"].failure is None
+    late = ends["chore-work-0002"]
+    assert late.failure is not None
+    assert (late.failure.kind, late.usage.wall_s) == (FailureKind.TIMEOUT, 15.0)
+    assert executor.now() == BEGIN + 15.0
 
 
 def test_a_slot_can_be_killed_from_outside(make: Make) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from matforge.worker import processes
-from matforge.worker.slotproc import end_of, signal_name, start_failure
+from matforge.worker.endings import Stage, StageMark, end_of, signal_name, start_failure
 
 # each runs in a process of its own, because adopting orphans cannot be undone by a test
 
@@ -77,7 +77,7 @@ def test_kills_for_want_of_memory_are_counted_where_the_kernel_says(tmp_path: Pa
 def test_the_machine_is_known() -> None:
     assert 1 <= len(processes.usable_cores()) <= len(os.sched_getaffinity(0))
     assert processes.memory_limit() > 1 << 28
-    assert processes.resident_bytes() > 1 << 20
+    assert processes.memory_of([os.getpid()]) > 1 << 20
 
 
 def test_a_tail_is_the_end_of_a_file_or_nothing(tmp_path: Path) -> None:
@@ -89,30 +89,65 @@ def test_a_tail_is_the_end_of_a_file_or_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "cancelled", "oom", "lost", "kind"),
+    ("code", "oom", "lost", "kind"),
     [
-        (0, False, False, False, "exit code"),
-        (3, False, True, False, "exit code"),
-        (-9, False, False, True, "worker lost"),
-        (-9, False, True, False, "out of memory"),
-        (-9, True, True, False, "cancelled"),
-        (-15, False, True, True, "worker lost"),
-        (-15, True, False, False, "cancelled"),
-        (-2, False, False, True, "worker lost"),
-        (-11, False, True, False, "signal"),
-        (-6, False, False, False, "signal"),
-        (-7, True, False, False, "cancelled"),
+        (0, False, False, "exit code"),
+        (3, True, False, "exit code"),
+        (-9, False, True, "worker lost"),
+        (-9, True, False, "out of memory"),
+        (-15, True, True, "worker lost"),
+        (-2, False, True, "worker lost"),
+        (-11, True, False, "signal"),
+        (-6, False, False, "signal"),
     ],
 )
-def test_how_a_slot_ended_says_whose_fault_it_was(
-    code: int, cancelled: bool, oom: bool, lost: bool, kind: str
-) -> None:
-    was_lost, failure = end_of("chore-a-0001", code, cancelled=cancelled, oom=oom, stderr="tail")
+def test_how_a_slot_ended_says_whose_fault_it_was(code: int, oom: bool, lost: bool, kind: str) -> None:
+    was_lost, failure = end_of("chore-a-0001", code, oom=oom, stderr="tail")
     assert (was_lost, failure.kind.value) == (lost, kind)
     assert failure.message.startswith("chore-a-0001: ")
     assert failure.stderr == "tail"
     assert failure.signal == (-code if code < 0 else None)
     assert failure.exit_code == (code if code >= 0 else None)
+
+
+def test_the_stage_of_a_slot_is_read_from_outside(tmp_path: Path) -> None:
+    assert StageMark.read(tmp_path) is Stage.IDLE
+    mark = StageMark(tmp_path)
+    for stage in Stage:
+        mark.set(stage)
+        assert StageMark.read(tmp_path) is stage
+    _, failure = end_of("chore-a-0001", -11, oom=False, stderr="", stage=Stage.PICKLING)
+    assert failure.message == (
+        "chore-a-0001: its process was ended by SIGSEGV while its result was being pickled."
+    )
+
+
+def test_memory_of_a_family_is_divided_among_those_who_share_it() -> None:
+    said = run_python(
+        "import os, signal\n"
+        "from matforge.worker import processes\n"
+        "held = b'x' * (64 << 20)\n"
+        "pids = [os.getpid()]\n"
+        "for _ in range(3):\n"
+        "    pid = os.fork()\n"
+        "    if pid == 0: signal.pause()\n"
+        "    pids.append(pid)\n"
+        "print(processes.memory_of(pids) >> 20, processes.proportional_memory_of(pids) >> 20)\n"
+        "for pid in pids[1:]: os.kill(pid, 9); os.waitpid(pid, 0)\n"
+    )
+    resident, proportional = map(int, said.split())
+    assert resident > 4 * 64
+    assert 64 < proportional < 2 * 64
+
+
+def test_a_stopped_process_is_told_from_one_that_waits() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        assert not processes.is_stopped(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert processes.is_stopped(process.pid)
+        process.kill()
+    assert not processes.is_stopped(process.pid)
 
 
 def test_signals_have_names() -> None:

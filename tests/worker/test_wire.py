@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
     link.tasks_message([task(i, b"") for i in range(3)])
     usage = [7, 1.0, 2.0, 3.0, 4]
     failure = Failure(FailureKind.WORKER_LOST, "gone")
+    there = replace(failure, host="node", attempt=1)
     message = {
         "r": [
             [wire.STARTED, 0, 7],
@@ -105,7 +107,7 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
         Finished(
             Attempt("c0", 1, 1), Usage("node", *usage), Location("s", 0, 2, 1), b"ok", {"a": 1}, printed=True
         ),
-        Lost(Attempt("c1", 1, 1), failure),
+        Lost(Attempt("c1", 1, 1), there),
     ]
-    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), failure)]
+    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there)]
     assert link.lose_all(failure) == []

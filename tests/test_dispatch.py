@@ -1,0 +1,278 @@
+"""Retries, pauses, memory and the end of the allocation, on a virtual clock."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from matforge.chore import Call
+from matforge.dispatch import GRACE_S
+from matforge.executors.protocol import Task
+from matforge.executors.simulated import Outcome, SimulatedExecutor
+from matforge.model import ChoreState, Failure, FailureKind, Resources, RunState, UsageError
+from matforge.policy import Policy
+from matforge.session import Session
+from tests.harness import call, completed_in, killed_after, outcome, play, records, ref, resume, scratch
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder in memory."""
+    path = scratch()
+    yield path
+    shutil.rmtree(path)
+
+
+def with_policy(one: Call, **policy: object) -> Call:
+    """A call whose chore has this policy."""
+    return replace(one, policy=Policy(**policy))  # type: ignore[arg-type]
+
+
+def fails(kind: FailureKind, times: int, duration: float = 1.0) -> object:
+    """A behaviour: each chore fails so often, then completes."""
+
+    def behaviour(task: Task) -> Outcome:
+        if task.name == "flaky" and task.attempt.number <= times:
+            return Outcome(duration, failure=Failure(kind, f"try {task.attempt.number}"))
+        return Outcome(duration, 7)
+
+    return behaviour
+
+
+def run_of(folder: Path, calls: Sequence[Call], behaviour: object, **more: object) -> tuple[Session, float]:
+    """Run to the end on one worker; the session and the virtual seconds it took."""
+    executor = SimulatedExecutor(behaviour, workers=1)  # type: ignore[arg-type]
+    begun = executor.now()
+    session, _ = play(folder, calls, executor=executor, **more)  # type: ignore[arg-type]
+    session.wait(60)
+    return session, executor.now() - begun
+
+
+# ---------------------------------------------------------------- retries
+
+
+@pytest.mark.parametrize(("retries", "state"), [(1, "failed"), (2, "completed"), (5, "completed")])
+def test_a_chore_is_tried_again_as_often_as_its_author_said(folder: Path, retries: int, state: str) -> None:
+    calls = [with_policy(call("flaky"), retries=retries), call("after", ref("flaky", 1))]
+    session, _ = run_of(folder, calls, fails(FailureKind.EXCEPTION, 2))
+    states = [node.state.value for node in session.engine.graph.nodes.values() if node.state]
+    assert states == [state, state]
+    assert session.engine.graph.nodes["chore-flaky-0001"].number == min(retries, 2) + 1
+
+
+def test_without_retries_a_failure_is_final(folder: Path) -> None:
+    session, _ = run_of(folder, [call("flaky")], fails(FailureKind.EXCEPTION, 1))
+    assert session.failures["chore-flaky-0001"].message == "try 1"
+
+
+def test_what_can_never_succeed_is_not_tried_again(folder: Path) -> None:
+    calls = [with_policy(call("flaky"), retries=5)]
+    session, _ = run_of(folder, calls, fails(FailureKind.CANNOT_PICKLE_RESULT, 1))
+    assert session.engine.graph.nodes["chore-flaky-0001"].number == 1
+
+
+def test_the_metadata_keep_why_every_attempt_failed(folder: Path) -> None:
+    import json
+
+    calls = [with_policy(call("flaky"), retries=2)]
+    session, _ = run_of(folder, calls, fails(FailureKind.EXIT_CODE, 2))
+    text = (session.run_dir / "out" / "chore-flaky-0001" / "metadata.json").read_text()
+    attempts = json.loads(text)["attempts"]
+    assert [a["outcome"] for a in attempts] == ["exit code", "exit code", "completed"]
+    assert [a["failure"]["message"] for a in attempts[:2]] == ["try 1", "try 2"]
+
+
+def test_pauses_between_tries_grow_where_the_kind_calls_for_it(folder: Path) -> None:
+    calls = [with_policy(call("flaky"), retries=3)]
+    _, at_once = run_of(folder, calls, fails(FailureKind.EXCEPTION, 3, 0.1))
+    _, paused = run_of(folder, calls, fails(FailureKind.CANNOT_LOAD, 3, 0.1))
+    assert at_once < 1
+    assert 1 + 2 + 4 < paused < 9
+
+
+def test_others_go_on_during_a_pause(folder: Path) -> None:
+    calls = [with_policy(call("flaky", nice=-1), retries=3), *(call("other", n) for n in range(20))]
+    session, took = run_of(folder, calls, fails(FailureKind.CANNOT_LOAD, 3, 0.5))
+    assert session.manager.status.state is RunState.COMPLETED
+    assert took < 20 * 0.5 + 4 * 0.5 + 1
+
+
+def test_a_paused_chore_can_be_cancelled(folder: Path) -> None:
+    executor = SimulatedExecutor(fails(FailureKind.CANNOT_LOAD, 99), workers=1)  # type: ignore[arg-type]
+    calls = [with_policy(call("flaky"), retries=90), call("other")]
+    session, _ = play(folder, calls, executor=executor)
+    session.manager.cancel("chore-flaky-0001")
+    assert session.wait(60) is RunState.COMPLETED
+    assert session.engine.graph.counts[ChoreState.CANCELLED] == 1
+
+
+def test_a_run_with_retries_is_resumed_after_any_record_with_as_many_tries_left(folder: Path) -> None:
+    calls = [
+        with_policy(call("flaky", 1), retries=2),
+        with_policy(call("flaky", 2), retries=1),
+        call("after", ref("flaky", 1)),
+        call("after", ref("flaky", 2)),
+    ]
+    behaviour = fails(FailureKind.EXCEPTION, 2)
+    session, _ = run_of(folder, calls, behaviour)
+    expected, found = outcome(session), records(session.run_dir)
+    assert {state for state, *_ in expected.values()} == {"completed", "failed"}
+    first = next(n for n, r in enumerate(found) if r["e"] == "submitted") + 1
+    for count in range(first, len(found)):
+        copy = killed_after(session.run_dir, count, folder / "copy")
+        again, executor = resume(copy, behaviour, workers=2)  # type: ignore[arg-type]
+        again.wait(60)
+        assert outcome(again) == expected
+        assert not {a.chore_id for a in executor.history} & completed_in(found[:count])
+        shutil.rmtree(copy)
+
+
+# ---------------------------------------------------------------- stop
+
+
+def test_a_failure_that_stops_the_run_starts_nothing_more(folder: Path) -> None:
+    calls = [call("work", n) for n in range(5)]
+    calls += [with_policy(call("flaky"), on_failure="stop"), *(call("work", n) for n in range(50))]
+    session, _ = run_of(folder, calls, fails(FailureKind.EXCEPTION, 1))
+    counts = session.engine.graph.counts
+    assert counts[ChoreState.FAILED] == 1
+    assert counts[ChoreState.CANCELLED] >= 40
+    assert counts[ChoreState.COMPLETED] + counts[ChoreState.CANCELLED] == 55
+
+
+def test_a_stop_that_the_driver_died_before_is_made_up_for(folder: Path) -> None:
+    calls = [with_policy(call("flaky"), on_failure="stop"), *(call("work", n) for n in range(50))]
+    session, _ = run_of(folder, calls, fails(FailureKind.EXCEPTION, 1))
+    found = records(session.run_dir)
+    at = next(n for n, r in enumerate(found) if r["e"] == "end" and r["s"] == "failed")
+    copy = killed_after(session.run_dir, at + 1, folder / "copy")
+    again, executor = resume(copy, fails(FailureKind.EXCEPTION, 1))  # type: ignore[arg-type]
+    assert again.wait(60) is RunState.FAILED
+    assert executor.history == []
+
+
+# ---------------------------------------------------------------- storage
+
+
+def test_a_full_disk_stops_the_run_and_costs_nothing(folder: Path) -> None:
+    session, _ = run_of(
+        folder, [call("flaky"), call("after", ref("flaky", 1))], fails(FailureKind.STORAGE, 1)
+    )
+    assert session.manager.status.state is RunState.INTERRUPTED
+    assert session.manager.problem == "try 1"
+    again, _ = resume(session.run_dir, fails(FailureKind.STORAGE, 1))  # type: ignore[arg-type]
+    assert again.wait(60) is RunState.COMPLETED
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_chores_that_declare_memory_run_only_as_many_as_fit(folder: Path) -> None:
+    running: set[str] = set()
+
+    def behaviour(task: Task) -> Outcome:
+        assert task.memory == 40
+        running.add(task.attempt.chore_id)
+        return Outcome(1.0)
+
+    executor = SimulatedExecutor(behaviour, workers=8, memory=100)
+    calls = [replace(call("big", n), resources=Resources(memory=40)) for n in range(10)]
+    session, _ = play(folder, calls, executor=executor)
+    session.wait(60)
+    assert len(running) == 10
+    assert executor.now() - 1.7e9 == pytest.approx(5.0)  # two at a time
+
+
+def test_a_chore_that_no_node_has_the_memory_for_is_told_before_work_starts(folder: Path) -> None:
+    call_ = replace(call("big"), resources=Resources(memory=3 * 2**30))
+    with pytest.raises(UsageError, match=r"It needs 3\.0 GiB of memory, and a node has 2\.0 GiB"):
+        play(folder, [call_], executor=SimulatedExecutor(memory=2 * 2**30))
+
+
+# ---------------------------------------------------------------- the end of the allocation
+
+
+def lasting(seconds: float) -> object:
+    """A behaviour: everything takes so long."""
+    return lambda task: Outcome(seconds, task.seed % 9)
+
+
+def short_of_time(
+    folder: Path, calls: Sequence[Call], behaviour: object, lasts: float, workers: int = 1
+) -> tuple[Session, SimulatedExecutor]:
+    executor = SimulatedExecutor(behaviour, workers=workers, lasts_s=lasts)  # type: ignore[arg-type]
+    session, _ = play(folder, calls, executor=executor)
+    session.wait(60)
+    return session, executor
+
+
+def test_nothing_is_started_that_cannot_finish_as_declared(folder: Path) -> None:
+    calls = [with_policy(call("long", n), expected=100.0) for n in range(5)]
+    session, executor = short_of_time(folder, calls, lasting(100.0), 350.0)
+    assert session.manager.status.state is RunState.INTERRUPTED
+    assert session.manager.problem == "the allocation ends; 2 chores have not ended"
+    assert len(executor.history) == 3
+    again, _ = resume(session.run_dir, lasting(100.0))  # type: ignore[arg-type]
+    assert again.wait(60) is RunState.COMPLETED
+
+
+def test_what_is_not_declared_is_learned_from_chores_of_the_same_name(folder: Path) -> None:
+    session, executor = short_of_time(folder, [call("long", n) for n in range(20)], lasting(60.0), 200.0)
+    assert session.manager.status.state is RunState.INTERRUPTED
+    assert session.engine.graph.counts[ChoreState.COMPLETED] == 3
+    assert len(executor.history) == 3
+
+
+def test_shorter_chores_go_on_when_long_ones_are_too_late(folder: Path) -> None:
+    calls = [with_policy(call("long", n), expected=100.0) for n in range(2)]
+    calls += [with_policy(call("short", n), expected=10.0) for n in range(4)]
+    session, executor = short_of_time(
+        folder, calls, lambda t: Outcome(100.0 if t.name == "long" else 10.0), 160.0
+    )
+    names = [a.chore_id for a in executor.history]
+    assert names[0].startswith("chore-long")
+    assert sum(name.startswith("chore-short") for name in names) == 4
+    assert session.engine.graph.open == 1
+
+
+def test_what_still_runs_at_the_end_is_stopped_in_time_and_tried_again_later(folder: Path) -> None:
+    session, executor = short_of_time(folder, [call("endless")], lasting(1e6), 300.0)
+    assert session.manager.status.state is RunState.INTERRUPTED
+    assert executor.now() == pytest.approx(1.7e9 + 300.0 - GRACE_S, abs=1.0)
+    again, _ = resume(session.run_dir, lasting(1.0))  # type: ignore[arg-type]
+    assert again.wait(60) is RunState.COMPLETED
+
+
+def test_a_run_that_ends_in_time_does_not_notice(folder: Path) -> None:
+    session, _ = short_of_time(folder, [call("short", n) for n in range(5)], lasting(1.0), 3600.0)
+    assert session.manager.status.state is RunState.COMPLETED
+
+
+def test_draining_starts_nothing_more_and_lets_what_runs_end(folder: Path) -> None:
+    def behaviour(task: Task) -> Outcome:
+        if task.attempt.chore_id == "chore-work-0003":
+            session.drain("a test")
+        return Outcome(10.0, 1)
+
+    executor = SimulatedExecutor(behaviour, workers=1)
+    session, _ = play(folder, [call("work", n) for n in range(50)], executor=executor, log_delay=0.0)
+    assert session.wait(60) is RunState.INTERRUPTED
+    done = session.engine.graph.counts[ChoreState.COMPLETED]
+    assert 3 <= done < 50
+    assert len(executor.history) == done
+    assert session.manager.problem == f"a test; {50 - done} chores have not ended"
+
+
+def test_draining_has_an_end(folder: Path) -> None:
+    def behaviour(task: Task) -> Outcome:
+        session.drain("a test", within=20.0)
+        return Outcome(1e9)
+
+    executor = SimulatedExecutor(behaviour, workers=1)
+    session, _ = play(folder, [call("work")], executor=executor)
+    assert session.wait(60) is RunState.INTERRUPTED
+    assert executor.now() - 1.7e9 == pytest.approx(20.0, abs=2.0)
