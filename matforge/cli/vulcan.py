@@ -64,8 +64,6 @@ def status(
 ) -> None:
     """Say what waits, what was published, what failed, and what is wrong.
 
-    Exit code 1 if something is wrong that `matforge vulcan repair` or a person should look at.
-
     Example: `matforge vulcan status --staging-dir staging`
     """
     import os
@@ -145,6 +143,8 @@ def sync(
         from matforge.vulcan import SplitSpec
 
         options["splits"] = SplitSpec(by=split_by or "geometry", salt=salt or "")
+    if not forge.staging_dir.is_dir():
+        complain(f"There is no staging folder {forge.staging_dir} yet; is it the one that the workers use?")
     with _stopped_by_signals() as stop:
         options.update(stopping=stop.is_set, sleep=stop.wait)
         if pause is None:
@@ -165,11 +165,18 @@ def _seconds(text: str) -> float:
 
 @contextmanager
 def _stopped_by_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set: what is being sent is finished, nothing new is begun."""
+    """An event that SIGTERM and Ctrl-C set: what is being sent is finished, nothing new is begun.
+
+    A second signal ends at once, which is safe at any moment: an upload may take long.
+    """
     stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+
+    def end(*_: object) -> None:
+        if stop.is_set():
+            leave(Exit.UNFINISHED, "ended in the middle; the next sync goes on.")
+        stop.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

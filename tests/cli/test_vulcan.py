@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,8 @@ def environment(hub: LoopbackHub, folder: Path, **variables: str) -> dict[str, s
 def vulcan(
     hub: LoopbackHub, folder: Path, *arguments: str, module: str = "matforge.vulcan", **variables: str
 ) -> Any:
-    command = [sys.executable, "-m", module, *arguments]
+    quick = ["--no-pictures"] if "sync" in arguments else []  # drawing takes longer than all the rest
+    command = [sys.executable, "-m", module, *arguments, *quick]
     return subprocess.run(
         command, env=environment(hub, folder, **variables), capture_output=True, text=True, timeout=60
     )
@@ -106,7 +108,7 @@ def test_sync_goes_on_until_it_is_told_to_end(hub: LoopbackHub, tmp_path: Path) 
     handle = forge(tmp_path)
     runs = stage(handle, 2)
     process = subprocess.Popen(
-        [sys.executable, "-m", "matforge.vulcan", "sync", "--every", "0.2s"],
+        [sys.executable, "-m", "matforge.vulcan", "sync", "--every", "0.2s", "--no-pictures"],
         env=environment(hub, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -126,12 +128,47 @@ def test_sync_goes_on_until_it_is_told_to_end(hub: LoopbackHub, tmp_path: Path) 
     assert not (tmp_path / "_sync.lock").exists()
 
 
+def test_asked_twice_it_ends_in_the_middle_and_the_next_one_goes_on(hub: LoopbackHub, tmp_path: Path) -> None:
+    runs, arrived, free = stage(forge(tmp_path), 2), threading.Event(), threading.Event()
+
+    def hang() -> None:
+        arrived.set()
+        free.wait(60)
+
+    hub.faults.add(COMMIT, 503, hook=hang, after=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "matforge.vulcan", "sync", "--no-pictures"],
+        env=environment(hub, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert arrived.wait(60)
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for the answer
+            process.wait(1)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        free.set()
+        process.kill()
+        process.wait()
+    assert process.returncode == 75
+    assert "the next sync goes on" in errors
+    assert vulcan(hub, tmp_path, "sync").returncode == 0
+    assert run_ids(hub) == once_each(runs)
+
+
+def test_a_folder_that_is_not_there_is_told(hub: LoopbackHub, tmp_path: Path) -> None:
+    done = vulcan(hub, tmp_path / "typo", "sync")
+    assert done.returncode == 0
+    assert "There is no staging folder" in done.stderr
+
+
 def test_asked_to_end_while_it_waits_for_the_hub_it_ends_at_once(hub: LoopbackHub, tmp_path: Path) -> None:
     stage(forge(tmp_path), 1)
     process: subprocess.Popen[str]
     hub.faults.add(COMMIT, 429, headers={"Retry-After": "200"})
     process = subprocess.Popen(
-        [sys.executable, "-m", "matforge.vulcan", "sync"],
+        [sys.executable, "-m", "matforge.vulcan", "sync", "--no-pictures"],
         env=environment(hub, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
