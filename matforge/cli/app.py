@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from matforge.cli import doctor, runs, vacua, watch
+from matforge.cli import doctor, launch, runs, vacua, watch
 from matforge.cli.console import Exit, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
@@ -199,6 +199,7 @@ def resume(
         print(f"{len(results)} chores completed in {path}")
 
 
+app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(runs.status)
 app.command()(watch.watch)
 app.command()(runs.cancel)
