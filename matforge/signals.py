@@ -59,8 +59,8 @@ def live() -> list[Live]:
 def catch(session: Live) -> None:
     """Signals end the runs of this process cleanly, unless it handles them itself.
 
-    Ctrl-C stops them at once. SIGTERM and SIGHUP let what runs end for :data:`TERM_S` seconds, SIGUSR1 for as
-    long as the allocation lasts; a second signal stops at once. The process leaves with 130 or 75.
+    Ctrl-C stops them at once. SIGTERM and SIGHUP let what runs end for :data:`TERM_S` seconds, SIGUSR1
+    for as long as the allocation lasts; a second signal stops at once. The process leaves with 130 or 75.
     """
     _LIVE.add(session)
     if threading.current_thread() is not threading.main_thread():
@@ -68,7 +68,7 @@ def catch(session: Live) -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and then it stays ignored
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and it stays ignored
             signal.signal(number, _on_end)
 
 
@@ -99,6 +99,8 @@ def _on_end(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
         return
+    if _told and signum == signal.SIGHUP:
+        return  # Slurm has sent SIGTERM to all, and Flux passes on what its broker was sent
     if _told:
         _stop(f"a second {name}")
     else:

@@ -199,6 +199,7 @@ def resume(
         print(f"{len(results)} chores completed in {path}")
 
 
+app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(runs.status)
 app.command()(watch.watch)
 app.command()(runs.cancel)

@@ -22,7 +22,8 @@ ExecutorOption = Annotated[
     str | None,
     typer.Option(
         "--executor",
-        help="Who runs the chores: local (this machine), or auto (the best that is here).",
+        help="Who runs the chores: local (this machine), flux (all nodes of the enclosing Flux instance), "
+        "or auto (flux where there is one).",
         autocompletion=completion.executors,
     ),
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -92,11 +91,9 @@ class Fleet:
         self._start_s = start_s
         self._count = 0
         self._ends: dict[int, deque[float]] = {}
-        self._sweep: dict[int, list[str]] = {}
-        """Tokens of agents lost on each node, for the next one there to clean up after."""
         self._beaten = 0.0
-        self._left = _left_behind(home)
-        """Tokens of the agents of a driver that was killed."""
+        for path in home.glob("agent-*.json"):
+            path.unlink()  # of a driver that was killed: keys that open nothing any more
 
     # -- start
 
@@ -114,10 +111,8 @@ class Fleet:
         self._count += 1
         slots = self._slots_of(node, block.cores)
         agent = RemoteAgent(self._count, node, block, slots, self._home, self._config.epoch)
-        left = [*self._left, *self._sweep.pop(node.rank, [])]
-        config = replace(self._config, sweep=left)
         try:
-            argv = agent.configure(self._hub, config, near=self._near(node.host))
+            argv = agent.configure(self._hub, self._config, near=self._near(node.host))
         except OSError as error:
             self._give_up(node, f"{error.filename} cannot be written: {error.strerror}", "")
             return
@@ -251,7 +246,6 @@ class Fleet:
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
         self.reports += agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
         rank = agent.node.rank
-        self._sweep.setdefault(rank, []).append(agent.token)
         ends = self._ends.setdefault(rank, deque())
         ends.append(now)
         while now - ends[0] > RESTART_WINDOW_S:
@@ -266,16 +260,6 @@ class Fleet:
             message = f"The node {node.host} is given up: {reason.rstrip('.')}.{said}"
             self.given_up[node.rank] = Failure(FailureKind.START_FAILED, message, stderr=stderr)
             log.error("%s", message)
-
-
-def _left_behind(home: Path) -> list[str]:
-    """Tokens of the agents that a dead driver had; removes what they were told."""
-    found = []
-    for path in home.glob("agent-*.json"):
-        with suppress(OSError, ValueError, TypeError):
-            found.append(AgentConfig.load(str(path)).token)
-        path.unlink(missing_ok=True)
-    return found
 
 
 def _status_words(status: int) -> str:

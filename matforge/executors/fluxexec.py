@@ -41,6 +41,7 @@ from matforge.executors.remote import RemoteAgent
 from matforge.executors.waker import Waker
 from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
+from matforge.worker.processes import memory_limit
 from matforge.worker.wire import AgentConfig
 
 log = logging.getLogger("matforge")
@@ -188,6 +189,8 @@ class FluxExecutor:
             total_gpus=sum(n.gpus for n in nodes),
             queue_depth=max(64, 2 * total),
             ends_at=allocation_end(self._broker.ends_at),
+            # Flux does not count memory; nodes of one instance are mostly alike
+            memory_per_node=memory_limit() if any(self._is_near(n.host) for n in nodes) else 0,
         )
 
     # -- start

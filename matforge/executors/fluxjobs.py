@@ -87,6 +87,7 @@ class FluxJobs:
         wire[TaskField.INPUTS] = [where.as_list() for where in task.inputs]
         wire[TaskField.DIRECTORY] = f"out/{task.attempt.chore_id}"
         wire[TaskField.SEED] = task.seed
+        wire[TaskField.TIMEOUT], wire[TaskField.MEMORY] = task.timeout_s, task.memory
         path = self._task_file(task)
         path.write_bytes(pack({"profile": profile.as_dict(), "task": wire}, blob))
         argv = python_arguments(self._config.python, "jobtask", str(self._config_path), str(path))
@@ -171,6 +172,8 @@ class FluxJobs:
         failure = dict(words)
         if task.resources.num_tasks > 1:
             failure["message"] = f"Rank {rank} of {task.resources.num_tasks}: {failure['message']}"
+        failure |= {"host": usage.host, "attempt": task.attempt.number, "started_at": usage.started_at}
+        failure |= {"wall_s": usage.wall_s, "peak_memory": max(usage.max_rss, failure.get("peak_memory", 0))}
         failure["stderr"] = processes.tail(self._folder(task) / f"stderr.{task.attempt.tag}")
         return Finished(task.attempt, usage, failure=Failure.from_dict(failure), printed=printed)
 

@@ -129,12 +129,12 @@ def text(request: Request, folder: Path, workdir: Path, resume: Sequence[str], *
 
 _DRIVER = r"""
 if [ "${1:-}" = --driver ]; then
-  # in the instance: a signal is for the driver, and this shell waits for what it makes of it
+  # in the instance: Slurm and Flux signal the driver too, and this shell waits for what it makes of it
+  trap : HUP TERM
   shift
   : > "$folder/started"
   "$@" < /dev/null &
   driver=$!
-  trap 'kill -TERM "$driver" 2> /dev/null' HUP TERM
   wait "$driver"
   code=$?
   while kill -0 "$driver" 2> /dev/null; do

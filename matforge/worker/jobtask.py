@@ -21,13 +21,18 @@ from typing import Any
 from matforge.model import Failure, FailureKind
 from matforge.worker import launch, load, processes
 from matforge.worker.endings import signal_name, storage_failure
+from matforge.worker.limits import size_words
 from matforge.worker.publish import Publisher
 from matforge.worker.rank import rank_of
 from matforge.worker.runner import Job, Outcome, classify, run_function
-from matforge.worker.wire import AgentConfig, Profile, unpack
+from matforge.worker.seeds import Generators
+from matforge.worker.settings import ImportWatch
+from matforge.worker.wire import AgentConfig, Profile, TaskField, unpack
 
 GRACE_S = 0.5
 """Seconds from SIGTERM to SIGKILL."""
+LOOK_S = 0.1
+"""A task with a limit is looked at so often."""
 _CANNOT_START = 127
 
 
@@ -48,6 +53,12 @@ class JobTask:
         self._run_dir = Path(config.run_dir)
         self._sync = config.sync
         self._child = 0
+        self._timeout_s: float | None = header["task"][TaskField.TIMEOUT]
+        self._memory: int | None = header["task"][TaskField.MEMORY]
+        """Bytes of all ranks together; each may have its share."""
+        self._verdict: Failure | None = None
+        """Why the task was told to end."""
+        self._kill_at = 0.0
 
     def run(self) -> int:
         """Run the task to its end; the exit code for the resource manager."""
@@ -56,7 +67,11 @@ class JobTask:
         self._child = os.fork()
         if self._child == 0:
             self._be_the_child(os.getppid())
-        signal.signal(signal.SIGTERM, self._stop)
+        self._deadline = began + self._timeout_s if self._timeout_s is not None else None
+        signal.signal(signal.SIGTERM, lambda *_: self._stop())
+        signal.signal(signal.SIGALRM, self._look)
+        if self._timeout_s is not None or self._memory is not None:
+            signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
         code, cpu, memory = self._wait()
         usage = [0, started, round(time.perf_counter() - began, 6), round(cpu, 6), memory]
         self._report(code, usage)
@@ -98,6 +113,9 @@ class JobTask:
     def _call(self) -> int:
         faulthandler.enable()
         functions = load.Functions(self._run_dir)
+        generators = Generators()
+        ImportWatch(lambda: None, generators.after_import)
+        generators.begin(self._job.seed + self._rank)  # ranks that draw the same numbers would be of no use
         outcome = run_function(self._job, functions, self._run_dir, keep=self._rank == 0)
         sys.stdout.flush()
         self._note(outcome)
@@ -117,11 +135,34 @@ class JobTask:
 
     # -- the parent
 
-    def _stop(self, *_: Any) -> None:
-        """Cancelled: everything goes, at once or shortly after."""
+    def _stop(self) -> None:
+        """End everything, at once or shortly after."""
         processes.signal_tree(self._child, signal.SIGTERM)
-        signal.signal(signal.SIGALRM, lambda *_: processes.signal_tree(self._child, signal.SIGKILL))
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        self._kill_at = time.perf_counter() + GRACE_S
+        signal.setitimer(signal.ITIMER_REAL, LOOK_S, LOOK_S)
+
+    def _look(self, *_: Any) -> None:
+        """Once a while: kill what should have ended, and see whether the limits are kept."""
+        now = time.perf_counter()
+        if self._kill_at:
+            if now >= self._kill_at:
+                processes.signal_tree(self._child, signal.SIGKILL)
+            return
+        chore = self._job.chore_id
+        if self._deadline is not None and now > self._deadline:
+            said = f"{chore}: it took longer than its timeout of {self._timeout_s:g} s."
+            self._verdict = Failure(FailureKind.TIMEOUT, said)
+        elif self._memory is not None:
+            share = self._memory // self._profile.num_tasks
+            tree = [self._child, *processes.descendants_of(self._child)]
+            taken = processes.memory_of(tree)
+            if taken > share and (taken := processes.proportional_memory_of(tree)) > share:
+                said = (
+                    f"{chore}: it occupied {size_words(taken)} of memory, and may have {size_words(share)}."
+                )
+                self._verdict = Failure(FailureKind.OUT_OF_MEMORY, said, peak_memory=taken)
+        if self._verdict is not None:
+            self._stop()
 
     def _wait(self) -> tuple[int, float, int]:
         """Exit code (negative: signal), CPU seconds and peak memory of the child."""
@@ -143,6 +184,8 @@ class JobTask:
                 said["failure"] = self._failure(code).as_dict()
             elif self._rank == 0:
                 said = self._command_result()
+        if self._verdict is not None:
+            said = {"failure": self._verdict.as_dict()}
         path = report_path(self._file, self._rank)
         beside = path.with_suffix(".new")
         beside.write_text(json.dumps({**said, "usage": usage, "host": socket.gethostname()}))

@@ -31,7 +31,9 @@ def trespass(slot: SlotProcess, task: AgentTask, now: float) -> tuple[Failure, s
         taken = _weigh(slot, task.memory)
         task.peak = max(task.peak, taken)
         if taken > task.memory:
-            said = f"{chore}: it occupied {_size(taken)} of memory, and may have {_size(task.memory)}."
+            said = (
+                f"{chore}: it occupied {size_words(taken)} of memory, and may have {size_words(task.memory)}."
+            )
             return Failure(FailureKind.OUT_OF_MEMORY, said, peak_memory=task.peak), signal.SIGKILL
     if now - slot.stood_at >= STOPPED_EVERY_S and _stands(slot, now):
         said = f"{chore}: its process was stopped (SIGSTOP) and did not go on for {STOPPED_S:g} s."
@@ -74,7 +76,8 @@ def _stands(slot: SlotProcess, now: float) -> bool:
     return now - slot.stopped_since >= STOPPED_S
 
 
-def _size(count: int) -> str:
+def size_words(count: int) -> str:
+    """Bytes as a person says them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _LEAST_RSS = 2 << 30
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 TOKEN = "MATFORGE_TOKEN"
 """Environment variable by which the processes of one agent are found again if it was killed."""
 

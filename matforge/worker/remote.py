@@ -7,7 +7,6 @@ GPUs that are its own; talks to the driver over TCP with CURVE.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -53,17 +52,6 @@ def visible_gpus() -> list[str]:
     return [name for name in named.split(",") if name and name != "-1"]
 
 
-def scratch_of(token: str) -> Path:
-    """The private directory of an agent on its node."""
-    return Path(tempfile.gettempdir()) / f"mf-{token}"
-
-
-def sweep(token: str) -> None:
-    """Remove what an agent that was lost on this node has left: processes and files."""
-    processes.sweep(token)
-    shutil.rmtree(scratch_of(token), ignore_errors=True)
-
-
 def settle(config: AgentConfig, endpoint: str) -> tuple[AgentConfig, str]:
     """Complete the configuration with what this node knows, and keep it without its keys.
 
@@ -74,8 +62,7 @@ def settle(config: AgentConfig, endpoint: str) -> tuple[AgentConfig, str]:
     path : str
         File for the agent's slots, which need no keys; in the scratch directory.
     """
-    scratch = scratch_of(config.token)
-    scratch.mkdir(mode=0o700)
+    scratch = Path(tempfile.mkdtemp(prefix="mf-"))
     complete = replace(
         config,
         endpoint=endpoint,
@@ -93,8 +80,6 @@ def main() -> None:
     """Entry point; the one argument is the path of the configuration."""
     config = AgentConfig.load(sys.argv[1])
     sys.argv = ["matforge-agent"]
-    for token in config.sweep:
-        sweep(token)
     endpoint = reachable(config.endpoints)
     if endpoint is None:
         print(

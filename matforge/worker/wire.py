@@ -143,8 +143,6 @@ class AgentConfig:
     """``server``, ``public``, ``secret`` keys of a CURVE connection; empty on the same host."""
     endpoints: list[str] = field(default_factory=list)
     """Where the driver may be reached from another node, to be tried in order; ``endpoint`` is empty then."""
-    sweep: list[str] = field(default_factory=list)
-    """Tokens of agents that were lost on this node, whose processes may still be there."""
     version: int = WIRE_VERSION
 
     def save(self, path: Path) -> None:

@@ -205,10 +205,11 @@ def test_a_signal_is_for_the_driver(tmp_path: Path, fakes: Callable[..., dict[st
     with subprocess.Popen(
         [sys.executable, "-m", "matforge", "launch", "--", "sh", "-c", script],
         cwd=tmp_path, env={**os.environ, **env}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # srun signals every process of a step
         try:
             assert process.wait(30) == 75
         finally:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from matforge.worker import processes
+
 
 @functools.cache
 def missing() -> str:
@@ -97,3 +99,11 @@ def processes_of(run_dir: Path) -> dict[int, str]:
         if str(run_dir.resolve()) in words:
             found[int(entry.name)] = words
     return found
+
+
+def agents_of(run_dir: Path) -> list[int]:
+    """Process ids of the agents of a run."""
+    found = processes_of(run_dir / "agents")
+    pids = [pid for pid, words in found.items() if "worker.remote" in words]
+    wardens = {child for pid in pids for child in processes.children_of(pid)}
+    return [pid for pid in pids if pid not in wardens]

@@ -249,12 +249,6 @@ def test_agents_connect_where_the_host_has_no_name_and_only_with_a_key_that_was_
 # -- loss
 
 
-def agent_pids(harness: Harness) -> list[int]:
-    """Process ids of the agents of a harness."""
-    found = fluxes.processes_of(harness.run_dir / "agents")
-    return [pid for pid, words in found.items() if "worker.remote" in words]
-
-
 @pytest.mark.parametrize("how", ["job cancelled", "agent killed", "agent stopped"])
 def test_an_agent_that_goes_loses_what_ran_and_is_replaced(
     make: Callable[..., Harness], one: fluxes.Instance, tmp_path: Path, how: str
@@ -268,7 +262,7 @@ def test_an_agent_that_goes_loses_what_ran_and_is_replaced(
     if how == "job cancelled":
         one.run("cancel", "--all")
     else:
-        (pid,) = agent_pids(harness)
+        (pid,) = fluxes.agents_of(harness.run_dir)
         os.kill(pid, signal.SIGKILL if how == "agent killed" else signal.SIGSTOP)
     lost = harness.wait_for([task])[0]
     assert isinstance(lost, Lost)
@@ -283,7 +277,7 @@ def test_agents_that_end_again_and_again_end_the_executor(make: Callable[..., Ha
         task = harness.task(chores.endless)
         harness.executor.submit([task])
         harness.wait_until_started(task)
-        (pid,) = agent_pids(harness)
+        (pid,) = fluxes.agents_of(harness.run_dir)
         os.kill(pid, signal.SIGKILL)
         harness.wait_for([task])
     harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))

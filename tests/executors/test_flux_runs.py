@@ -12,6 +12,7 @@ from pathlib import Path
 
 import fluxes
 import pytest
+from harness import wait_for_end
 
 from matforge import Pipeline
 from matforge.engine.store import find_run
@@ -33,18 +34,12 @@ def take_a_moment(i: int) -> int:
     return i * i
 
 
-def agents(run_dir: Path) -> list[int]:
-    """Process ids of the agents of a run."""
-    found = fluxes.processes_of(run_dir / "agents")
-    return [pid for pid, words in found.items() if "worker.remote" in words]
-
-
 def cancel_agents(made: fluxes.Instance, run_dir: Path) -> None:
     made.run("cancel", made.run("jobs", "-no", "{id}").split()[0])
 
 
 def kill_agent(made: fluxes.Instance, run_dir: Path) -> None:
-    os.kill(agents(run_dir)[0], signal.SIGKILL)
+    os.kill(fluxes.agents_of(run_dir)[0], signal.SIGKILL)
 
 
 def kill_broker(made: fluxes.Instance, run_dir: Path) -> None:
@@ -62,10 +57,10 @@ def drain_node(made: fluxes.Instance, run_dir: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        cancel_agents,
         kill_agent,
         kill_broker,
-        drain_node,
+        pytest.param(cancel_agents, marks=pytest.mark.slow),
+        pytest.param(drain_node, marks=pytest.mark.slow),
         # its job cannot be ended while it stands still, and that is waited for
         pytest.param(stop_broker, marks=pytest.mark.slow),
     ],
@@ -152,8 +147,41 @@ def test_a_run_that_is_cancelled_leaves_no_process_on_any_rank(four: fluxes.Inst
     references = square.map(range(10_000))
     run = pipe.submit(quiet=True)
     references[20].result(timeout=60)
-    assert len(agents(run.run_dir)) == 4
+    assert len(fluxes.agents_of(run.run_dir)) == 4
     run.cancel()
     pipe.close()
     assert fluxes.processes_of(run.run_dir) == {}
     assert four.run("jobs", "-no", "{id}") == ""
+
+
+SILENT = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import chores
+from harness import Harness
+from matforge.executors.fluxexec import FluxExecutor
+harness = Harness(FluxExecutor(driver_lease=1.0, lease=2.0), Path({run!r}))
+task = harness.task(chores.family, {note!r})
+harness.executor.submit([task])
+harness.wait_for_file(Path({note!r}))
+print("begun", flush=True)
+harness.poll(lambda: False)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_agents_whose_driver_falls_silent_end_with_all_they_have_started(
+    four: fluxes.Instance, tmp_path: Path, how: signal.Signals
+) -> None:
+    note, run_dir = tmp_path / "family", tmp_path / "run"
+    script = SILENT.format(path=[p for p in sys.path if p], run=str(run_dir), note=str(note))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "begun\n"
+        pids = [*fluxes.agents_of(run_dir), *(int(pid) for pid in note.read_text().split())]
+        assert len(pids) == 4 + 3
+        driver.send_signal(how)
+        ended = [wait_for_end(pid) for pid in pids]
+        driver.kill()
+    assert all(ended)

@@ -31,11 +31,20 @@ def run_dir(tmp_path: Path) -> Path:
     return path
 
 
-def start(run_dir: Path, *, command: list[str] | None = None, function: Any = None, rank: int = 0) -> Any:
+def start(
+    run_dir: Path,
+    *,
+    command: list[str] | None = None,
+    function: Any = None,
+    rank: int = 0,
+    timeout_s: float | None = None,
+    memory: int | None = None,
+) -> Any:
     """Start one rank of two."""
     wire: list[Any] = [None] * len(TaskField)
     wire[TaskField.HANDLE], wire[TaskField.CHORE_ID], wire[TaskField.TAG] = 0, CHORE, "e1a1"
     wire[TaskField.COMMAND], wire[TaskField.SEED], wire[TaskField.DIRECTORY] = command, 7, f"out/{CHORE}"
+    wire[TaskField.TIMEOUT], wire[TaskField.MEMORY] = timeout_s, memory
     blob = b""
     if function is not None:
         wire[TaskField.FUNCTION] = "function"
@@ -71,7 +80,7 @@ def test_a_program_ends_well_with_its_result_and_its_usage(run_dir: Path) -> Non
     assert (code, said["failure"]) == (0, None)
     assert printed.split() == ["0/2/7/", str(run_dir / "out" / CHORE)]
     value = pickle.loads(read(run_dir, Location.from_list(said["result"])))
-    assert value["exit_code"] == 0
+    assert value.exit_code == 0
     assert said["usage"][2] > 0
     assert said["usage"][4] > 1 << 20
 
@@ -108,6 +117,16 @@ def test_a_function_that_takes_its_process_with_it_is_told(run_dir: Path) -> Non
     code, said, _ = end(start(run_dir, function=os.abort), run_dir)
     assert code == 128 + signal.SIGABRT
     assert said["failure"]["signal"] == signal.SIGABRT
+
+
+def test_a_limit_of_time_or_memory_ends_it_with_its_kind(run_dir: Path) -> None:
+    _, said, _ = end(start(run_dir, command=["sleep", "1000"], timeout_s=0.3), run_dir)
+    assert said["failure"]["kind"] == "timeout"
+    assert "0.3 s" in said["failure"]["message"]
+    hungry = [sys.executable, "-c", "import time; x = b'x' * (200 << 20); time.sleep(1000)"]
+    _, said, _ = end(start(run_dir, command=hungry, memory=200 << 20), run_dir)
+    assert said["failure"]["kind"] == "out of memory"
+    assert "100.0 MiB" in said["failure"]["message"]  # its half of what both ranks may have
 
 
 def test_what_it_leaves_behind_ends_with_it_and_when_it_is_told_to_end(run_dir: Path) -> None:
