@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from matforge.model import UsageError
 from matforge.vulcan.columns import list_lengths
-from matforge.vulcan.schema import NAMES, SCHEMA
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,6 @@ class FeatureSpec:
         """
         arrays = [self._one(name, table.column(name).combine_chunks()) for name in self.columns]
         return pa.table(dict(zip(self.columns, arrays, strict=True)))
-
-    def schema(self, own: pa.Schema | None = None) -> pa.Schema:
-        """The types of the result; ``own`` gives those of columns that the schema does not know."""
-        known = own if own is not None else SCHEMA
-        fields = [SCHEMA.field(name) if name in NAMES else known.field(name) for name in self.columns]
-        return self.apply(pa.schema(fields).empty_table()).schema
 
     def _one(self, name: str, array: pa.Array) -> pa.Array:
         length = _of(self.list_max_len, name)

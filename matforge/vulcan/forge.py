@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from matforge.vulcan.ml import VulcanMLView
     from matforge.vulcan.reader import VulcanReader
+    from matforge.vulcan.report import SyncReport
     from matforge.vulcan.shard import StagedShard
 
 
@@ -193,14 +193,17 @@ class Vulcan:
 
     # -- publish ---------------------------------------------------------------------------------
 
-    def sync(self, **options: Any) -> Any:
+    def sync(self, **options: Any) -> SyncReport:
         """Publish what is pending, in few commits; see :func:`matforge.vulcan.sync.sync`."""
-        return importlib.import_module("matforge.vulcan.sync").sync(self, **options)
+        from matforge.vulcan.sync import sync
+
+        return sync(self, **options)
 
     def remaining_budget(self) -> int:
         """Commits that may still be made in the present window."""
-        found = importlib.import_module("matforge.vulcan.budget").remaining_budget(self)
-        return int(found)
+        from matforge.vulcan.budget import remaining_budget
+
+        return remaining_budget(self)
 
     # -- read ------------------------------------------------------------------------------------
 

@@ -34,7 +34,6 @@ CATALOG_NAME = "_catalog.parquet"
 PARTS_DIRNAME = "_parts"
 """Files that hold the rows of many shards each, so that a reader need not open thousands."""
 LOCK_NAME = "_sync.lock"
-LEDGER_NAME = "_ledger.jsonl"
 
 SUFFIX = ".parquet"
 SIDECAR_SUFFIX = ".meta.json"
@@ -81,11 +80,6 @@ class ShardName:
 def sidecar_of(parquet: Path) -> Path:
     """The sidecar that belongs to a shard's file."""
     return parquet.with_name(f"_{parquet.name}{SIDECAR_SUFFIX}")
-
-
-def parquet_of(sidecar: Path) -> Path:
-    """The shard's file that a sidecar belongs to."""
-    return sidecar.with_name(sidecar.name[1 : -len(SIDECAR_SUFFIX)])
 
 
 def error_of(parquet: Path) -> Path:

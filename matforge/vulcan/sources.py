@@ -33,7 +33,6 @@ FEW = 64
 """Shards up to which each is read from its own file."""
 MANY = 512
 """Shards in no part from which on a part is made of them: opening as many files again costs more."""
-INDEX_NAME = "matforge.json"
 
 
 class Source(Protocol):
@@ -216,13 +215,23 @@ class HubSource:
         return f"datasets/{self.repo}{revision}"
 
     def splits(self) -> SplitSpec | None:
-        """As frozen in ``matforge.json``; None if the repository has none."""
+        """As frozen in the repository; None if nothing is.
+
+        Raises
+        ------
+        MatForgeError
+            If the repository cannot be asked, or what it says cannot be used.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        from matforge.vulcan.card import INDEX_NAME, Index
+
         try:
-            return SplitSpec.from_dict(json.loads(self._hub.cat_file(f"{self.root}/{INDEX_NAME}"))["splits"])
+            return Index.parse(self._hub.cat_file(f"{self.root}/{INDEX_NAME}")).splits
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise MatForgeError(f"{INDEX_NAME} of {self.repo} cannot be used: {error}.") from error
+        except HfHubHTTPError as error:
+            raise MatForgeError(f"{self} cannot be read: {str(error).splitlines()[0]}") from error
 
     def entries(self, *, refresh: bool = False) -> pa.Table:
         """The catalogue, from the footers of all files; read once."""

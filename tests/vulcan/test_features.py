@@ -64,10 +64,8 @@ def test_lengths_and_fills_may_differ_by_column() -> None:
 
 def test_the_types_of_no_rows_are_those_of_some() -> None:
     """D10: an empty split had columns without a shape."""
-    spec = FeatureSpec(["flux", "is_susy"], list_max_len=4)
-    assert spec.apply(table(flux=[[1]], is_susy=[True])).schema == spec.schema()
-    own = pa.schema([("score", pa.float32())])
-    assert FeatureSpec(["score"]).schema(own).field("score").type == pa.float32()
+    spec, some = FeatureSpec(["flux", "is_susy"], list_max_len=4), table(flux=[[1]], is_susy=[True])
+    assert spec.apply(some).schema == spec.apply(some.slice(0, 0)).schema
 
 
 def test_the_geometry_is_not_there_twice() -> None:

@@ -91,6 +91,12 @@ def test_a_repository_that_is_not_there_is_one_sentence(hub: LoopbackHub) -> Non
         VulcanReader.from_hf("me/other", token="hf_x", endpoint=hub.endpoint).query()
 
 
+def test_a_hub_that_refuses_is_one_sentence(published: Vulcan, hub: LoopbackHub) -> None:
+    hub.faults.add(r"matforge\.json", 403, times=-1)
+    with pytest.raises(MatForgeError, match=r"me/forge@main cannot be read: .*403"):
+        VulcanMLView(remote(hub))
+
+
 def test_other_tools_stream_what_was_published(published: Vulcan, hub: LoopbackHub) -> None:
     """D11: raw shards with different columns could not be streamed."""
     rows = VulcanMLView(remote(hub)).as_hf_dataset("train", FeatureSpec(["tau_im"]))
