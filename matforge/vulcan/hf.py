@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from matforge.vulcan import rows
 from matforge.vulcan.rows import File
@@ -38,22 +37,17 @@ def streaming(plan: Plan) -> Any:
     Its files are distributed over the workers of a data loader.
     """
     library = _library()
-    nothing = plan.finish(
-        rows.read(plan.files[:1], replace(plan.request, condition=NOTHING), plan.filesystem)
-    )
-    features = library.Features.from_arrow_schema(nothing.schema)
+    own = rows.own_fields(plan.files, plan.request, plan.filesystem)
+    features = library.Features.from_arrow_schema(plan.finish(rows.empty(plan.request, own)).schema)
     if not plan.files:
         return library.IterableDataset.from_generator(_none, features=features)
     # a list is what is distributed over workers, so nothing else here may be one
-    arguments = {"files": list(plan.files), "plan": replace(plan, files=[])}
+    arguments = {"files": list(plan.files), "plan": replace(plan, files=[]), "own": own}
     return library.IterableDataset.from_generator(_rows, features=features, gen_kwargs=arguments)
 
 
-NOTHING = pc.scalar(False)
-
-
-def _rows(files: list[File], plan: Plan) -> Iterator[dict[str, Any]]:
-    for table in rows.batches(files, plan.request, plan.filesystem):
+def _rows(files: list[File], plan: Plan, own: tuple[pa.Field, ...]) -> Iterator[dict[str, Any]]:
+    for table in rows.batches(files, plan.request, own, plan.filesystem):
         yield from plan.finish(table).to_pylist()
 
 

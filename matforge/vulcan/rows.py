@@ -89,19 +89,46 @@ def read(files: Sequence[File], request: Request, filesystem: Any = None) -> pa.
     return _select(found, request)
 
 
-def empty(request: Request) -> pa.Table:
-    """No rows, but the columns and their types."""
-    names = [name for name in request.columns or NAMES if name in NAMES]
-    return pa.schema([SCHEMA.field(name) for name in names]).empty_table()
+def empty(request: Request, own: Sequence[pa.Field] = ()) -> pa.Table:
+    """No rows, but the columns and their types; ``own`` are those that the schema does not know."""
+    known = {field.name: field for field in own}
+    names = request.columns or (*NAMES, *known)
+    fields = [SCHEMA.field(name) if name in NAMES else known.get(name) for name in names]
+    return pa.schema([field for field in fields if field is not None]).empty_table()
+
+
+def own_fields(files: Sequence[File], request: Request, filesystem: Any = None) -> tuple[pa.Field, ...]:
+    """Those columns of the producers' own that the request includes, with a type that fits all files."""
+    if not request.wants_own:
+        return ()
+    declared = tuple(dict.fromkeys(name for file in files for name in file.own))
+    everything = Request((*declared, EXTRA))
+    groups = _groups(files, everything)
+    tables = [schema.unfold_extras(_read_group(group, everything, filesystem)) for group in groups]
+    found = _together(tables).schema if tables else pa.schema([])
+    wanted = schema.extras(found) if request.columns is None else request.own
+    missing = [name for name in wanted if name not in found.names]
+    if missing and files:
+        raise MissingColumnError(f"No file has a column {' or '.join(map(repr, missing))}.")
+    return tuple(found.field(name) if name in found.names else pa.field(name, pa.null()) for name in wanted)
 
 
 def batches(
-    files: Sequence[File], request: Request, filesystem: Any = None, batch_size: int = 4096
+    files: Sequence[File],
+    request: Request,
+    own: Sequence[pa.Field] = (),
+    filesystem: Any = None,
+    batch_size: int = 4096,
 ) -> Iterator[pa.Table]:
-    """The same rows piece by piece, so that they need not fit into memory."""
+    """The same rows piece by piece, so that they need not fit into memory.
+
+    Parameters
+    ----------
+    own : sequence of Field
+        See :func:`own_fields`; every piece has these, of these types.
+    """
     for file in files:
-        whole = _dataset([file], request, filesystem)
-        scanner = whole.scanner(
+        scanner = _dataset([file], request, filesystem).scanner(
             columns=_columns(request, [file]),
             filter=both(request.condition, file.only),
             batch_size=batch_size,
@@ -110,8 +137,20 @@ def batches(
         )
         for batch in scanner.to_batches():
             if batch.num_rows:
-                table = pa.Table.from_batches([batch])
-                yield _select(schema.unfold_extras(table) if request.wants_own else table, request)
+                yield _shaped(pa.Table.from_batches([batch]), request, own)
+
+
+def _shaped(table: pa.Table, request: Request, own: Sequence[pa.Field]) -> pa.Table:
+    if request.wants_own:
+        table = schema.unfold_extras(table)
+    for field in own:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+        elif not table.schema.field(field.name).type.equals(field.type):
+            table = _as_text(table, [field.name]) if pa.types.is_string(field.type) else table
+            position = table.column_names.index(field.name)
+            table = table.set_column(position, field, table.column(field.name).cast(field.type))
+    return table.select(request.columns or [*NAMES, *(field.name for field in own)])
 
 
 def _groups(files: Iterable[File], request: Request) -> list[list[File]]:
@@ -166,12 +205,13 @@ def _together(tables: list[pa.Table]) -> pa.Table:
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.concat_tables([_as_text(table) for table in tables], promote_options="permissive")
+        as_text = [_as_text(table, schema.extras(table.schema)) for table in tables]
+        return pa.concat_tables(as_text, promote_options="permissive")
 
 
-def _as_text(table: pa.Table) -> pa.Table:
+def _as_text(table: pa.Table, names: Iterable[str]) -> pa.Table:
     """Columns of the producers' own as text, because they differ in more than the size of numbers."""
-    for name in schema.extras(table.schema):
+    for name in names:
         position = table.column_names.index(name)
         text = [None if value is None else str(value) for value in table.column(name).to_pylist()]
         table = table.set_column(position, name, pa.array(text, pa.string()))

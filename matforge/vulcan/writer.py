@@ -178,7 +178,7 @@ def _publish(data: memoryview, target: Path) -> bool:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fdatasync(file.fileno())
+            getattr(os, "fdatasync", os.fsync)(file.fileno())  # some systems have the second only
         try:
             os.link(temporary, target)
         except FileExistsError:

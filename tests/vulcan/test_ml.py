@@ -160,6 +160,25 @@ def test_a_split_streams_by_row_too(alone: Vulcan) -> None:
     assert sorted(row["tau_im"] for row in view.as_hf_dataset("val")) == keys(view.as_dataframe("val"))
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_columns_of_ones_own_stream_with_one_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: bool
+) -> None:
+    pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
+    if parts:
+        monkeypatch.setattr(sources, "FEW", 0)
+        monkeypatch.setattr(sources, "MANY", 1)
+    frames = [vacua(2), vacua(2, 1, score=[1, 2], label="a"), vacua(2, 2, score=[0.5, 1.5])]
+    view = published(tmp_path, [(GEOMETRY, frame) for frame in frames]).ml_view()
+    rows = list(view.as_hf_dataset("val", FeatureSpec(["score", "tau_im"])))
+    assert sorted(row["score"] for row in rows if row["score"] is not None) == [0.5, 1.0, 1.5, 2.0]
+    whole = view.as_hf_dataset("val")
+    assert {"score", "label"} <= set(whole.features)
+    assert [row["label"] for row in whole if row["label"]] == ["a", "a"]
+    with pytest.raises(KeyError, match="'scores'"):
+        view.as_hf_dataset("val", FeatureSpec(["scores"]))
+
+
 def test_a_split_fits_into_memory_if_asked(handle: Vulcan) -> None:
     datasets = pytest.importorskip("datasets", reason="the extra 'datasets' is not installed")
     whole = handle.ml_view(feature_spec=SPEC).as_hf_dataset("val", streaming=False)
