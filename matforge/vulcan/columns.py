@@ -192,7 +192,7 @@ def _finite(field: pa.Field, array: pa.Array, complaints: Complaints) -> pa.Arra
     if not _fit(stored, None):
         complaints.add(field.name, "is not finite", rows_where(~np.isfinite(stored)))
         return None
-    return pa.array(stored, field.type, mask=_mask(array))
+    return array if array.type.equals(field.type) else pa.array(stored, field.type, mask=_mask(array))
 
 
 def _whole(field: pa.Field, array: pa.Array, complaints: Complaints) -> pa.Array | None:
@@ -202,6 +202,8 @@ def _whole(field: pa.Field, array: pa.Array, complaints: Complaints) -> pa.Array
         text = f"must be a whole number of {field.type.bit_width} bits, not {values[np.argmax(bad)]}"
         complaints.add(field.name, text, rows_where(bad))
         return None
+    if array.type.equals(field.type):
+        return array
     return pa.array(values.astype(field.type.to_pandas_dtype(), copy=False), field.type, mask=_mask(array))
 
 
@@ -263,10 +265,13 @@ def numbers(
     values = _entries(field, array, sizes, complaints)
     if values is None or len(complaints.found) > before:
         return None
+    if array.type.equals(field.type):
+        return array
     offsets = np.zeros(len(sizes) + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
     gaps = pa.array(_mask(array)) if array.null_count else None
-    return pa.ListArray.from_arrays(pa.array(offsets), values, type=field.type, mask=gaps)
+    cast = pa.array(values.astype(field.type.value_type.to_pandas_dtype(), copy=False))
+    return pa.ListArray.from_arrays(pa.array(offsets), cast, type=field.type, mask=gaps)
 
 
 def _numeric(found: pa.DataType) -> bool:
@@ -310,8 +315,8 @@ def _even(name: str, sizes: NDArray[np.int64], length: int | None, complaints: C
 
 def _entries(
     field: pa.Field, array: pa.Array, sizes: NDArray[np.int64], complaints: Complaints
-) -> pa.Array | None:
-    """The entries of all lists in one array, of the type of the lists of ``field``."""
+) -> NDArray[Any] | None:
+    """The entries of all lists, if they fit the lists of ``field``."""
     flat = entries(array)
     whole = pa.types.is_integer(field.type.value_type)
 
@@ -328,7 +333,7 @@ def _entries(
         what = "no whole number of 32 bits" if whole else "not finite"
         complaints.add(field.name, f"has an entry that is {what}", rows(bad))
         return None
-    return pa.array(values.astype(field.type.value_type.to_pandas_dtype(), copy=False))
+    return values
 
 
 def matrix(array: pa.Array) -> NDArray[Any]:

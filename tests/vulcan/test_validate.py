@@ -237,3 +237,15 @@ def test_solver_and_provenance_fill_columns_that_are_not_there() -> None:
     )
     with pytest.raises(BatchError, match="seed must be a number, but holds string"):
         prepare(vacua(), GEOMETRY, tadpole_charge=1, provenance={"seed": "x"})
+
+
+def test_a_slice_of_a_table_is_that_slice(tmp_path: Path) -> None:
+    """Columns that fit are staged as they are, wherever in their memory they begin."""
+    frame = vacua(20)
+    whole = pa.table({name: frame[name].tolist() for name in frame})
+    whole = whole.append_column("mass2", pa.array([[1.0], None] * 10))
+    whole = whole.append_column("n_iterations", pa.array([1, None] * 10, pa.int32()))
+    handle = forge(tmp_path)
+    handle.write(whole.slice(5, 7), GEOMETRY, tadpole_charge=1)
+    back = handle.reader("pending").table(columns=whole.column_names)
+    assert back.to_pydict() == whole.slice(5, 7).to_pydict()
