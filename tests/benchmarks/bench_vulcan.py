@@ -1,7 +1,7 @@
 """Staging and reading back: CPU and wall seconds of what a campaign and its readers do most.
 
 Run: ``PYTHONPATH=. python tests/benchmarks/bench_vulcan.py [SHARDS]`` (default 10,000, of 8 rows each).
-Without arguments for the disk: everything lies in a temporary folder (``TMPDIR``).
+Everything lies in a temporary folder (``TMPDIR``), so that decides which disk is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from matforge.vulcan import FeatureSpec, Vulcan
-from matforge.vulcan.writer import SYNCED_DIRNAME, list_pending, move_to
+from matforge.vulcan.writer import SYNCED_DIRNAME, list_pending, list_shards, move_to
 
 ROWS = 8
 MEMORY = '''
@@ -102,7 +102,7 @@ def read(staging: Path, results: dict[str, Any]) -> None:
     def fresh() -> Vulcan:
         return Vulcan(repo="bench/forge", staging_dir=staging)
 
-    run_id = list_synced(staging)[-1].run_id
+    run_id = list_shards(staging, SYNCED_DIRNAME)[-1].run_id
     spec = FeatureSpec(features=["flux", "moduli_re", "moduli_im", "tau_re", "tau_im"], list_max_len=12)
     steps: dict[str, Callable[[], Any]] = {
         "catalogue, first": lambda: fresh().catalog(),
@@ -117,13 +117,6 @@ def read(staging: Path, results: dict[str, Any]) -> None:
         with measured(name, results):
             found = step()
         results[name]["rows"] = len(found)
-
-
-def list_synced(staging: Path) -> list[Any]:
-    """The published shards."""
-    from matforge.vulcan.writer import list_shards
-
-    return list_shards(staging, SYNCED_DIRNAME)
 
 
 def large(base: Path, results: dict[str, Any]) -> None:
