@@ -19,7 +19,9 @@ from matforge.model import UsageError
 from matforge.vulcan.problems import Complaints
 
 _CONVERSION = (pa.ArrowException, TypeError, ValueError, OverflowError)
-_INT32, _INT64 = (np.iinfo(kind) for kind in (np.int32, np.int64))
+Limits = tuple[int, int]
+_INT32: Limits = (-(2**31), 2**31 - 1)
+_INT64: Limits = (-(2**63), 2**63 - 1)
 
 
 def named_columns(frame: Any, complaints: Complaints) -> dict[str, Any]:
@@ -185,44 +187,51 @@ def _values(array: pa.Array) -> NDArray[Any]:
 
 
 def _finite(field: pa.Field, array: pa.Array, complaints: Complaints) -> pa.Array | None:
-    values = _values(array).astype(np.float64)
     with np.errstate(over="ignore"):
-        stored = values.astype(field.type.to_pandas_dtype())
-    bad = ~np.isfinite(stored)
-    if bad.any():
-        complaints.add(field.name, "is not finite", rows_where(bad))
+        stored = _values(array).astype(field.type.to_pandas_dtype(), copy=False)
+    if not _fit(stored, None):
+        complaints.add(field.name, "is not finite", rows_where(~np.isfinite(stored)))
         return None
     return pa.array(stored, field.type, mask=_mask(array))
 
 
 def _whole(field: pa.Field, array: pa.Array, complaints: Complaints) -> pa.Array | None:
-    values = _values(array)
-    bad = unfit(values, _INT32 if field.type == pa.int32() else _INT64)
-    if bad.any():
-        example = values[np.argmax(bad)]
-        complaints.add(
-            field.name,
-            f"must be a whole number of {field.type.bit_width} bits, not {example}",
-            rows_where(bad),
-        )
+    values, limits = _values(array), _INT32 if field.type == pa.int32() else _INT64
+    if not _fit(values, limits):
+        bad = unfit(values, limits)
+        text = f"must be a whole number of {field.type.bit_width} bits, not {values[np.argmax(bad)]}"
+        complaints.add(field.name, text, rows_where(bad))
         return None
-    return pa.array(values.astype(field.type.to_pandas_dtype()), field.type, mask=_mask(array))
+    return pa.array(values.astype(field.type.to_pandas_dtype(), copy=False), field.type, mask=_mask(array))
 
 
 def _mask(array: pa.Array) -> NDArray[np.bool_] | None:
     return array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
 
 
-def unfit(values: NDArray[Any], limits: np.iinfo[Any]) -> NDArray[np.bool_]:
+def _fit(values: NDArray[Any], limits: Limits | None) -> bool:
+    """Whether all numbers are whole and within ``limits``, or finite without; cheaper than to say which."""
+    if not len(values):
+        return True
+    low, high = values.min(), values.max()  # NaN, if there is one
+    if limits is None:
+        return bool(np.isfinite(low) and np.isfinite(high))
+    return bool(low >= limits[0] and high <= limits[1]) and (
+        values.dtype.kind != "f" or not unfit(values, limits).any()
+    )
+
+
+def unfit(values: NDArray[Any], limits: Limits) -> NDArray[np.bool_]:
     """Which numbers are not whole, or outside of ``limits``."""
+    low, high = limits
     if values.dtype.kind == "f":
         # 2**63 as a float is just outside, so the upper end is compared strictly
-        inside = (values >= float(limits.min)) & (values < float(limits.max) + 1)
+        inside = (values >= float(low)) & (values < float(high) + 1)
         outside: NDArray[np.bool_] = ~(inside & (np.floor(values) == values))
         return outside
     if values.dtype.kind == "u":
-        return values > limits.max
-    return (values < limits.min) | (values > limits.max)
+        return values > high
+    return (values < low) | (values > high)
 
 
 # -- lists -----------------------------------------------------------------------------------------
@@ -254,10 +263,10 @@ def numbers(
     values = _entries(field, array, sizes, complaints)
     if values is None or len(complaints.found) > before:
         return None
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-    return pa.ListArray.from_arrays(
-        pa.array(offsets), values, type=field.type, mask=pa.array(_mask(array)) if array.null_count else None
-    )
+    offsets = np.zeros(len(sizes) + 1, np.int32)
+    np.cumsum(sizes, out=offsets[1:])
+    gaps = pa.array(_mask(array)) if array.null_count else None
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=field.type, mask=gaps)
 
 
 def _numeric(found: pa.DataType) -> bool:
@@ -283,6 +292,9 @@ def entries(array: pa.ListArray) -> pa.Array:
 
 
 def _even(name: str, sizes: NDArray[np.int64], length: int | None, complaints: Complaints) -> None:
+    usual = length or int(sizes[0])
+    if usual and (sizes == usual).all():
+        return
     empty = sizes == 0
     if empty.any() and length != 0:
         complaints.add(name, "is empty", rows_where(empty))
@@ -311,14 +323,12 @@ def _entries(
         complaints.add(field.name, "has an entry without a value, or NaN", rows(gaps))
         return None
     values = _values(flat) if not pa.types.is_null(flat.type) else np.zeros(0)
-    bad = unfit(values, _INT32) if whole else ~np.isfinite(values)
-    if bad.any():
-        what = (
-            "has an entry that is no whole number of 32 bits" if whole else "has an entry that is not finite"
-        )
-        complaints.add(field.name, what, rows(bad))
+    if not _fit(values, _INT32 if whole else None):
+        bad = unfit(values, _INT32) if whole else ~np.isfinite(values)
+        what = "no whole number of 32 bits" if whole else "not finite"
+        complaints.add(field.name, f"has an entry that is {what}", rows(bad))
         return None
-    return pa.array(values.astype(field.type.value_type.to_pandas_dtype()))
+    return pa.array(values.astype(field.type.value_type.to_pandas_dtype(), copy=False))
 
 
 def matrix(array: pa.Array) -> NDArray[Any]:

@@ -157,6 +157,8 @@ def _one(name: str, array: pa.Array, where: GeometryId, complaints: Complaints) 
 
 def _agree(arrays: dict[str, pa.Array], where: GeometryId, complaints: Complaints) -> None:
     """A batch is of one geometry: where it says which, it must be the one that was given."""
+    if not any(name in arrays for name in _AUTHORITATIVE):
+        return
     expected = {"geometry_id": where.id, **where.keys, HASH_KEY: where.geometry_hash}
     for name in _AUTHORITATIVE:
         array = arrays.pop(name, None)
@@ -205,6 +207,11 @@ def _fill(
 
 def _spread(arrays: dict[str, pa.Array], name: str, value: Any, rows: int, complaints: Complaints) -> None:
     """One value for all rows, checked like a column."""
+    kind = _FIELDS[name].type
+    plain = type(value) is str and kind == pa.string()
+    if plain or (type(value) is int and pa.types.is_integer(kind) and -(2**31) <= value < 2**31):
+        arrays[name] = _constant(name, value, rows)
+        return
     checked = Complaints()
     array = col.to_arrow(name, [value], checked)
     array = None if array is None else col.scalar(_FIELDS[name], array, checked)
@@ -224,13 +231,16 @@ def _physical(arrays: Mapping[str, pa.Array], complaints: Complaints) -> None:
         complaints.add("tau_im", "must be positive", col.rows_where(bad))
     for real, imaginary in (("moduli_re", "moduli_im"), ("F_terms_re", "F_terms_im")):
         if real in arrays and imaginary in arrays:
-            sizes = [col.list_lengths(arrays[name]) for name in (real, imaginary)]
+            pair = arrays[real], arrays[imaginary]
+            if pair[0].offsets.equals(pair[1].offsets):
+                continue
+            sizes = [col.list_lengths(array) for array in pair]
             if (bad := sizes[0] != sizes[1]).any():
                 complaints.add(imaginary, f"has another length than {real}", col.rows_where(bad))
                 return
     if all(name in arrays for name in FLOOR[:3]):
         z = [np.round(col.matrix(arrays[name]), DIGITS) + 0.0 for name in FLOOR[1:3]]
-        twice = repeated(np.hstack([col.matrix(arrays["flux"]), *z]).astype(np.float64))
+        twice = repeated(np.hstack([col.matrix(arrays["flux"]).astype(np.float64), *z]))
         if len(twice):
             complaints.add("", "the same vacuum (flux, z) stands there again", twice)
 

@@ -31,6 +31,18 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "_commit_budget.json").exists()
 
 
+def test_the_python_of_the_page_runs_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "vulcan.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) == 3
+    assert len(names["rows"]) == 8
+    assert sum(names["sizes"].values()) == 8
+
+
 def batch() -> pd.DataFrame:
     n_vacua = 8
     rng = np.random.default_rng(42)
