@@ -15,7 +15,7 @@ from matforge.engine.run import Run
 from matforge.executors.protocol import Capacity
 from matforge.model import ChoreState
 
-GRACE_S = 5.0
+GRACE_S = 10.0
 """Seconds before the end of an allocation at which everything is stopped and written."""
 
 

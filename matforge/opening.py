@@ -49,6 +49,8 @@ from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_s
 log = logging.getLogger("matforge")
 
 STRATEGY_FILE = "strategy"
+RUNS_FILE = "MATFORGE_RUNS_FILE"
+"""Environment variable: a file that gets a line for every run that is begun."""
 _NOT_STORED = ("basedir", "quiet")
 """Settings that belong to where and how a run is looked at, not to the run."""
 
@@ -115,6 +117,7 @@ def begin(
         frozen = _pickle_strategy(strategy)
         now = executor.now()
         run_dir = create_run_dir(settings.basedir, now)
+        _note_run(run_dir)
         lock = _locked(run_dir, now, undo)
         power = settings.durability == "power"
         store = RunStore(run_dir, layout=settings.layout, sync=power)
@@ -135,6 +138,13 @@ def begin(
         )
         session.start(undo)
     return session
+
+
+def _note_run(run_dir: Path) -> None:
+    """Tell whoever started this process, through a file, which runs it has begun and can be resumed."""
+    if name := os.environ.get(RUNS_FILE):
+        with open(name, "a") as file:
+            file.write(f"{run_dir.resolve()}\n")
 
 
 def _locked(run_dir: Path, now: float, undo: ExitStack) -> RunLock:

@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: they end the runs of this process cleanly, so that they can be resumed."""
+"""Ctrl-C, SIGTERM and SIGHUP: they end the runs of this process cleanly, so that they can be resumed.
+
+SIGHUP is what the driver gets when its terminal is closed, and when a Flux instance is told to end:
+a broker that is sent SIGTERM, by Slurm at the end of the time limit, passes it on as that.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +59,7 @@ def live() -> list[Live]:
 def catch(session: Live) -> None:
     """Signals end the runs of this process cleanly, unless it handles them itself.
 
-    Ctrl-C stops them at once. SIGTERM lets what runs end for :data:`TERM_S` seconds, SIGUSR1 for as
+    Ctrl-C stops them at once. SIGTERM and SIGHUP let what runs end for :data:`TERM_S` seconds, SIGUSR1 for as
     long as the allocation lasts; a second signal stops at once. The process leaves with 130 or 75.
     """
     _LIVE.add(session)
@@ -63,8 +67,8 @@ def catch(session: Live) -> None:
         return
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _on_interrupt)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        if signal.getsignal(number) is signal.SIG_DFL:
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and then it stays ignored
             signal.signal(number, _on_end)
 
 
@@ -100,7 +104,7 @@ def _on_end(signum: int, frame: Any) -> None:
     else:
         _told = True
         for one in sessions:
-            one.drain(name, TERM_S if signum == signal.SIGTERM else None)
+            one.drain(name, None if signum == signal.SIGUSR1 else TERM_S)
         for one in sessions:
             while not one.over:
                 one.join(1.0)

@@ -11,6 +11,6 @@ import pytest
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MATFORGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        for name in ("MATFORGE_EXECUTOR", "MATFORGE_WORKERS", "MATFORGE_DIR", "MATFORGE_LAYOUT"):
+        for name in ("MATFORGE_EXECUTOR", "MATFORGE_WORKERS", "MATFORGE_DIR", "MATFORGE_LAYOUT", "FLUX_URI"):
             patch.delenv(name, raising=False)
         yield

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "_version", "model", "policy", "lease", "vulcan", "chore", "drawing", "engine", "worker", "executors",
     "strategy", "callbacks", "control", "steering", "dispatch", "telling", "manager", "signals", "settings",
-    "session", "opening", "future", "delayed", "pipeline", "concurrent", "vacua.campaign", "cli", "__main__",
+    "session", "opening", "future", "delayed", "pipeline", "concurrent", "vacua.campaign", "launch", "cli",
+    "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
 FACADES = ("matforge/__init__.py", "matforge/vacua/__init__.py")

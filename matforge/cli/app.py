@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from matforge.cli import doctor, runs, vacua, vault, vulcan, watch
+from matforge.cli import doctor, launch, runs, vacua, vault, vulcan, watch
 from matforge.cli.console import Exit, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
@@ -203,6 +203,7 @@ app.command()(runs.status)
 app.command()(watch.watch)
 app.command()(runs.cancel)
 app.command("ls")(runs.list_runs)
+app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(doctor.doctor)
 app.add_typer(vacua.app, name="vacua")
 app.add_typer(vulcan.app, name="vulcan")

@@ -362,12 +362,14 @@ def sockets() -> Check:
     base = os.environ.get("TMPDIR", "the temporary folder")
     try:
         base = tempfile.gettempdir()
-        home = private_directory()
+        home, lock = private_directory()
         try:
             with closing(socket.socket(socket.AF_UNIX)) as one:
                 one.bind(str(home / "driver"))
         finally:
             shutil.rmtree(home, ignore_errors=True)
+            if lock >= 0:
+                os.close(lock)
     except OSError as error:
         told = f"no socket can be made in {base} ({error.strerror or error})"
         return Check("sockets", MISSING, told, "Set TMPDIR to a folder with a short path.", fatal=True)

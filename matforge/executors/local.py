@@ -23,6 +23,7 @@ from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
 from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, decode, encode
@@ -34,7 +35,6 @@ _RESTART_WINDOW_S = 60.0
 _CLOSE_S = 10.0
 _START_S = 60.0
 """Seconds until an agent must have said hello: Python and zmq may come from a slow file system."""
-_LEAST_RSS = 2 << 30
 
 
 class LocalExecutor:
@@ -94,7 +94,7 @@ class LocalExecutor:
         self._sync = sync
         self._lease = lease
         self._max_chores = max_chores
-        self._max_rss = max_rss or max(_LEAST_RSS, int(0.8 * processes.memory_limit() / self._workers))
+        self._max_rss = max_rss or processes.fair_share(self._workers)
         self._python = python or sys.executable
         self._context: RunContext | None = None
         self._agent: AgentProcess | None = None
@@ -187,7 +187,7 @@ class LocalExecutor:
         return Capacity(
             1, self._workers, gpus, self._workers, gpus,
             queue_depth=max(64, 2 * self._workers),
-            ends_at=_job_end(),
+            ends_at=allocation_end(),
             memory_per_node=processes.memory_limit(),
         )  # fmt: skip
 
@@ -386,9 +386,3 @@ class LocalExecutor:
             os.close(self._home_lock)
         for descriptor in (self._wake_read, self._wake_write):
             os.close(descriptor)
-
-
-def _job_end() -> float | None:
-    """When Slurm will end the job around this process (Unix time), if it is in one that says so."""
-    text = os.environ.get("SLURM_JOB_END_TIME", "")
-    return float(text) if text.isdecimal() else None

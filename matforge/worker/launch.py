@@ -38,13 +38,26 @@ def run_command(job: Job, profile: Profile, run_dir: Path) -> Outcome:
     once the attempt is accepted, whole, so that whoever is handed one can open it.
     """
     try:
-        argv = _arguments_of(job, run_dir)
+        argv = arguments_of(job, run_dir)
         _launch(job, profile, argv)
-        folder = run_dir / (job.directory or "")
-        value = CommandResult(0, f"{folder}/stdout", f"{folder}/stderr")
-        return Outcome(pickle.dumps(value, protocol=5))
+        return Outcome(pickle.dumps(command_value(job, run_dir), protocol=5))
     except BaseException as error:
         return Outcome(failure=classify(error, job.chore_id))
+
+
+def command_value(job: Job, run_dir: Path) -> CommandResult:
+    """The result of an executable chore that has ended well."""
+    folder = run_dir / (job.directory or "")
+    return CommandResult(0, f"{folder}/stdout", f"{folder}/stderr")
+
+
+def cannot_start(chore_id: str, program: str, error: OSError) -> Failure:
+    """The failure of a chore whose program is not there or cannot be run."""
+    return Failure(
+        FailureKind.START_FAILED,
+        f"{chore_id}: the program {program!r} cannot be started on {socket.gethostname()}: "
+        f"{(error.strerror or str(error)).lower()}.",
+    )
 
 
 def run_ranks(job: Job, profile: Profile, run_dir: Path, config: str, scratch: Path) -> Outcome:
@@ -96,8 +109,14 @@ def _collect(task_file: Path, profile: Profile, trouble: Failure | None, chore_i
     )
 
 
-def _arguments_of(job: Job, run_dir: Path) -> list[str]:
-    """The command line, with results in place of the references to them."""
+def arguments_of(job: Job, run_dir: Path) -> list[str]:
+    """The command line of an executable chore, with results in place of the references to them.
+
+    Raises
+    ------
+    ChoreError
+        If it is empty.
+    """
     if job.command is not None:
         return [str(a) for a in job.command]
     inputs = load.Inputs(run_dir, job.inputs, job.chore_id)
@@ -164,13 +183,7 @@ def _start(job: Job, argv: Sequence[str], env: Mapping[str, str]) -> subprocess.
                 argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=_end_with_slot if _libc else None
             )
     except OSError as error:
-        raise ChoreError(
-            Failure(
-                FailureKind.START_FAILED,
-                f"{job.chore_id}: the program {argv[0]!r} cannot be started on {socket.gethostname()}: "
-                f"{(error.strerror or str(error)).lower()}.",
-            )
-        ) from error
+        raise ChoreError(cannot_start(job.chore_id, argv[0], error)) from error
 
 
 def _end_with_slot() -> None:

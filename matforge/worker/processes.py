@@ -19,6 +19,7 @@ LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+_LEAST_RSS = 2 << 30
 TOKEN = "MATFORGE_TOKEN"
 """Environment variable by which the processes of one agent are found again if it was killed."""
 
@@ -278,6 +279,11 @@ def memory_limit() -> int:
             with suppress(OSError, ValueError):
                 known.append(int((folder / name).read_text()))
     return min((k for k in known if k > 0), default=0)
+
+
+def fair_share(workers: int) -> int:
+    """Bytes that one of ``workers`` slots may occupy before it is replaced."""
+    return max(_LEAST_RSS, int(0.8 * memory_limit() / workers))
 
 
 def oom_kills(folders: Iterable[Path] | None = None, vmstat: Path = Path("/proc/vmstat")) -> int:

@@ -141,6 +141,10 @@ class AgentConfig:
     start_timeout_s: float = 120.0
     curve: dict[str, str] = field(default_factory=dict)
     """``server``, ``public``, ``secret`` keys of a CURVE connection; empty on the same host."""
+    endpoints: list[str] = field(default_factory=list)
+    """Where the driver may be reached from another node, to be tried in order; ``endpoint`` is empty then."""
+    sweep: list[str] = field(default_factory=list)
+    """Tokens of agents that were lost on this node, whose processes may still be there."""
     version: int = WIRE_VERSION
 
     def save(self, path: Path) -> None:

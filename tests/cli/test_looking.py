@@ -330,21 +330,24 @@ def test_a_watched_run_ends_the_watching_with_its_own_exit_code(live: Live) -> N
 
 
 def test_watching_on_a_terminal_draws_bars_and_ctrl_c_ends_only_the_watching(live: Live) -> None:
-    pid, descriptor = pty.fork()
-    if pid == 0:  # the child: only exec
-        os.environ.update(TERM="xterm", COLUMNS="100", LINES="40")
-        os.execv(sys.executable, [*MATFORGE, "watch", str(live.run_dir), "--interval", "0.1"])
+    descriptor, terminal = pty.openpty()
+    watcher = subprocess.Popen(
+        [*MATFORGE, "watch", str(live.run_dir), "--interval", "0.1"],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
+    )  # fmt: skip
+    os.close(terminal)
     seen = b""
     deadline = time.monotonic() + 60
     while b"cores 2 of 2 busy" not in seen and time.monotonic() < deadline:
         seen += os.read(descriptor, 65536)
     assert b"hold" in seen
     assert b"0 of 2" in seen
-    os.write(descriptor, b"\x03")
+    watcher.send_signal(signal.SIGINT)
     with suppress(OSError):  # how a terminal says that nobody is left
         while more := os.read(descriptor, 65536):
             seen += more
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    assert watcher.wait(60) == 130
     os.close(descriptor)
     assert b"no longer watching" in seen
     assert b"Traceback" not in seen

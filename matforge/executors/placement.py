@@ -1,0 +1,174 @@
+"""Where things go on the nodes of an allocation: pure rules on a ledger of blocks.
+
+A node's cores are held by *blocks*: agents, which serve many chores, and jobs, which end with
+theirs. Normally a node has one agent that holds all of it. A job of its own (MPI, several nodes)
+needs cores that no agent holds, so agents have to go first:
+
+1. Chores are placed strictly in their order; what stands behind the head of the queue waits.
+2. For a job the nodes are chosen that need the fewest busy agents to go.
+3. Those agents get nothing new, and end when they have nothing left to do.
+4. The job is started; on these nodes no agent is started before it has its cores.
+5. Cores that nobody holds and no waiting job wants are given to a new agent.
+
+The same rule joins small agents to a larger one, for a chore that needs more cores than any has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """Cores and GPUs of one node that an agent or a job holds."""
+
+    cores: int
+    gpus: int = 0
+    load: int = 0
+    """Cores' worth of chores that an agent has been given."""
+    leaving: bool = False
+    """An agent that gets nothing new and ends when it is idle."""
+    fixed: bool = False
+    """A job: it cannot be asked to go."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """One node (one broker) and who holds what of it."""
+
+    rank: int
+    host: str
+    cores: int
+    """Cores that this run may hold."""
+    gpus: int = 0
+    up: bool = True
+    blocks: list[Block] = field(default_factory=list)
+
+    def free(self) -> tuple[int, int]:
+        """Cores and GPUs that nobody of this run holds."""
+        return (
+            max(0, self.cores - sum(b.cores for b in self.blocks)),
+            max(0, self.gpus - sum(b.gpus for b in self.blocks)),
+        )
+
+    def room(self) -> tuple[int, int]:
+        """Cores and GPUs that are free, or will be when those have gone who are leaving."""
+        held = [b for b in self.blocks if not b.leaving]
+        return (
+            max(0, self.cores - sum(b.cores for b in held)),
+            max(0, self.gpus - sum(b.gpus for b in held)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a job asks for; a task never spans nodes."""
+
+    tasks: int
+    cores: int
+    """Of each task."""
+    gpus: int = 0
+
+    def tasks_in(self, cores: int, gpus: int) -> int:
+        """How many of the tasks fit there."""
+        fit = cores // self.cores
+        return min(fit, gpus // self.gpus) if self.gpus else fit
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a job gets its place."""
+
+    nodes: tuple[Node, ...]
+    leaving: tuple[Block, ...]
+    """Agents that have to be told to leave."""
+    ready: bool
+    """Whether the cores are free now."""
+
+
+def fits(need: Need, nodes: Iterable[Node]) -> bool:
+    """Whether the nodes could hold the job if nothing else ran there."""
+    return sum(need.tasks_in(node.cores, node.gpus) for node in nodes if node.up) >= need.tasks
+
+
+def plan(need: Need, nodes: Iterable[Node]) -> Plan | None:
+    """Choose nodes for a job, and the agents that must leave.
+
+    Returns
+    -------
+    Plan or None
+        None if jobs hold so much that it must wait for one of them to end.
+    """
+    offers = [offer for node in nodes if node.up and (offer := _offer(need, node)) is not None]
+    # whole nodes with nothing to lose first; then where least would have to be finished before
+    offers.sort(key=lambda o: (o[1] < need.tasks, o[2], -o[1], o[0].rank))
+    chosen: list[Node] = []
+    leaving: list[Block] = []
+    missing, ready = need.tasks, True
+    for node, tasks, _, _ in offers:
+        if missing <= 0:
+            break
+        takes = min(tasks, missing)
+        chosen.append(node)
+        leaving += _must_leave(need, node, takes)
+        ready = ready and need.tasks_in(*node.free()) >= takes
+        missing -= takes
+    if missing > 0:
+        return None
+    return Plan(tuple(chosen), tuple(leaving), ready and not leaving)
+
+
+def _offer(need: Need, node: Node) -> tuple[Node, int, int, int] | None:
+    """``(node, tasks that could run there, work that must end first, cores)``; None if none could."""
+    jobs = [b for b in node.blocks if b.fixed]
+    tasks = need.tasks_in(node.cores - sum(b.cores for b in jobs), node.gpus - sum(b.gpus for b in jobs))
+    if tasks <= 0:
+        return None
+    leaving = _must_leave(need, node, min(tasks, need.tasks))
+    waits = sum(b.load for b in leaving) + sum(b.load for b in node.blocks if b.leaving)
+    return node, min(tasks, need.tasks), waits, node.cores
+
+
+def _must_leave(need: Need, node: Node, tasks: int) -> list[Block]:
+    """The agents of a node, idle and small ones first, without which ``tasks`` tasks fit."""
+    cores, gpus = node.room()
+    chosen: list[Block] = []
+    for block in sorted(
+        (b for b in node.blocks if not b.fixed and not b.leaving), key=lambda b: (b.load, b.cores)
+    ):
+        if need.tasks_in(cores, gpus) >= tasks:
+            break
+        chosen.append(block)
+        cores += block.cores
+        gpus += block.gpus
+    return chosen
+
+
+def shares(cores: Mapping[int, int], workers: int | None) -> dict[int, int]:
+    """Slots of each node.
+
+    Parameters
+    ----------
+    cores : mapping
+        Cores of each node, by rank.
+    workers : int or None
+        Slots in all; fewer than there are cores leave the last nodes out, more are shared out in
+        proportion to the cores. None: one a core.
+    """
+    total = sum(cores.values())
+    if workers is None or workers == total:
+        return dict(cores)
+    given: dict[int, int] = {}
+    left = workers
+    if workers < total:
+        for rank in sorted(cores):
+            given[rank] = min(cores[rank], left)
+            left -= given[rank]
+        return {rank: count for rank, count in given.items() if count}
+    for rank in sorted(cores):
+        given[rank] = workers * cores[rank] // total
+        left -= given[rank]
+    for rank in sorted(cores)[:left]:
+        given[rank] += 1
+    return given

@@ -1,0 +1,1 @@
+"""Site profiles: one small file each, see :mod:`matforge.launch.site`."""

@@ -1,0 +1,103 @@
+"""Rules on the ledger: whoever must go is enough and no more, and nothing is promised twice."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matforge.executors.placement import Block, Need, Node, fits, plan, shares
+
+blocks = st.builds(
+    Block,
+    cores=st.integers(1, 4),
+    gpus=st.integers(0, 2),
+    load=st.integers(0, 5),
+    leaving=st.booleans(),
+    fixed=st.booleans(),
+)
+needs = st.builds(Need, tasks=st.integers(1, 6), cores=st.integers(1, 4), gpus=st.integers(0, 2))
+
+
+@st.composite
+def nodes(draw: st.DrawFn) -> list[Node]:
+    made = []
+    for rank in range(draw(st.integers(1, 4))):
+        node = Node(rank, f"n{rank}", draw(st.integers(1, 8)), draw(st.integers(0, 4)), draw(st.booleans()))
+        for block in draw(st.lists(blocks, max_size=4)):
+            cores, gpus = node.free()
+            if block.cores <= cores and block.gpus <= gpus:
+                block.leaving = block.leaving and not block.fixed
+                node.blocks.append(block)
+        made.append(node)
+    return made
+
+
+@given(needs, nodes())
+def test_a_plan_makes_enough_room_and_asks_only_agents_to_leave(need: Need, there: list[Node]) -> None:
+    found = plan(need, there)
+    if found is None:
+        held_by_jobs = [
+            Node(n.rank, n.host, n.cores, n.gpus, n.up, [b for b in n.blocks if b.fixed]) for n in there
+        ]
+        room = sum(need.tasks_in(*n.free()) for n in held_by_jobs if n.up)
+        assert room < need.tasks
+        return
+    assert all(node.up for node in found.nodes)
+    assert not any(block.fixed or block.leaving for block in found.leaving)
+    if found.ready:
+        assert not found.leaving
+        assert sum(need.tasks_in(*node.free()) for node in found.nodes) >= need.tasks
+    for block in found.leaving:
+        block.leaving = True
+    assert sum(need.tasks_in(*node.room()) for node in found.nodes) >= need.tasks
+    assert fits(need, there)
+
+
+@given(needs, nodes())
+def test_when_all_who_must_leave_have_left_the_next_plan_is_ready(need: Need, there: list[Node]) -> None:
+    found = plan(need, there)
+    if found is None:
+        return
+    for block in found.leaving:
+        block.leaving = True
+    for node in there:
+        node.blocks = [b for b in node.blocks if not b.leaving]
+    again = plan(need, there)
+    assert again is not None
+    assert again.ready
+
+
+@given(needs, nodes())
+def test_what_could_never_be_held_gets_no_plan(need: Need, there: list[Node]) -> None:
+    if not fits(need, there):
+        assert plan(need, there) is None
+
+
+def test_idle_nodes_come_first_and_the_rest_keeps_working() -> None:
+    busy, idle = Block(4, load=4), Block(4)
+    there = [Node(0, "a", 4, blocks=[busy]), Node(1, "b", 4, blocks=[idle])]
+    found = plan(Need(2, 1), there)
+    assert found is not None
+    assert [node.rank for node in found.nodes] == [1]
+    assert found.leaving == (idle,)
+
+
+def test_one_node_that_can_hold_all_is_better_than_two() -> None:
+    there = [Node(0, "a", 2), Node(1, "b", 2), Node(2, "c", 4)]
+    found = plan(Need(4, 1), there)
+    assert found is not None
+    assert [node.rank for node in found.nodes] == [2]
+
+
+@given(
+    st.dictionaries(st.integers(0, 20), st.integers(1, 64), min_size=1, max_size=8),
+    st.none() | st.integers(1, 500),
+)
+def test_slots_are_shared_out_completely(cores: dict[int, int], workers: int | None) -> None:
+    given_out = shares(cores, workers)
+    total = sum(cores.values())
+    assert sum(given_out.values()) == (total if workers is None else workers)
+    if workers is not None and workers < total:
+        assert all(given_out[rank] <= cores[rank] for rank in given_out)
+    elif workers is not None:
+        assert all(given_out[rank] >= cores[rank] for rank in cores)
