@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from matforge.lease import HeldError
 from matforge.vulcan.budget import CommitBudget
-from matforge.vulcan.errors import Failure, Verdict, judge
+from matforge.vulcan.errors import Failure, RefusedError, Verdict, judge
 from matforge.vulcan.hub import HubRepository
 from matforge.vulcan.ledger import Batch
 
@@ -23,11 +24,8 @@ class Sent:
     verdict: Verdict | None = None
     """Why not; with ``wait_s``, how long from now it makes no sense to try again."""
     out_of_budget: bool = False
-
-    @property
-    def done(self) -> bool:
-        """Whether the files are in the repository."""
-        return self.commit is not None
+    posted: bool = False
+    """Whether a commit was sent, so that it may have been carried out all the same."""
 
 
 class Sender:
@@ -85,22 +83,11 @@ class Sender:
         """
         tries = 0
         while True:
-            verdict: Verdict | None = None
-            try:
-                if again and self.repository.holds(batch.parts, batch.revision):
-                    return Sent(self.repository.head(batch.revision))
-                files: dict[str, Path | bytes] = {part.path: outbox / part.path for part in batch.parts}
-                files.update(extra(batch.revision))
-                operations = self.repository.operations(files)
-                self.repository.upload(operations, batch.revision)
-                if not self.budget.take():
-                    return Sent(out_of_budget=True)
-                again = True
-                commit = self.repository.commit(operations, batch.revision, message)
-                self.commits += 1
-                return Sent(commit)
-            except Exception as error:
-                verdict = judge(error, self._clock())
+            sent = self._try(batch, outbox, extra, message, again)
+            verdict = sent.verdict
+            if verdict is None:
+                return sent
+            again = again or sent.posted
             landed = self._settle(batch, verdict) if again else None
             if landed is not None:
                 self.commits += 1
@@ -108,11 +95,34 @@ class Sender:
             wait = max(verdict.wait_s or 0.0, min(2.0**tries, LONGEST_WAIT_S))
             hopeless = verdict.kind in (Failure.CONFIGURATION, Failure.REJECTED)
             if hopeless or tries >= self._max_retries or wait > LONGEST_WAIT_S or self._stopping():
-                return Sent(verdict=verdict)
+                return sent
             self._sleep(wait)
             if self._stopping():
-                return Sent(verdict=verdict)
+                return sent
             tries += 1
+
+    def _try(
+        self, batch: Batch, outbox: Path, extra: Callable[[str], dict[str, bytes]], message: str, again: bool
+    ) -> Sent:
+        """Once."""
+        posted = False
+        try:
+            if again and self.repository.holds(batch.parts, batch.revision):
+                return Sent(self.repository.head(batch.revision))
+            files: dict[str, Path | bytes] = {part.path: outbox / part.path for part in batch.parts}
+            files.update(extra(batch.revision))
+            operations = self.repository.operations(files)
+            self.repository.upload(operations, batch.revision)
+            if not self.budget.take():
+                return Sent(out_of_budget=True)
+            posted = True
+            commit = self.repository.commit(operations, batch.revision, message)
+        except (RefusedError, HeldError):
+            raise
+        except Exception as error:
+            return Sent(verdict=judge(error, self._clock()), posted=posted)
+        self.commits += 1
+        return Sent(commit)
 
     def _settle(self, batch: Batch, verdict: Verdict) -> str | None:
         """After a failure that may have come behind a success: the commit, if the files are there."""

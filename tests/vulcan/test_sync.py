@@ -705,6 +705,22 @@ def test_an_index_that_cannot_be_read_is_not_guessed(hub: LoopbackHub, tmp_path:
     assert counts(handle) == (1, 0, 0, 0)
 
 
+@pytest.mark.slow  # the client tries for 23 s by itself
+def test_an_index_that_cannot_be_asked_for_is_not_taken_for_none(hub: LoopbackHub, tmp_path: Path) -> None:
+    handle = forge(tmp_path)
+    stage(handle, 1)
+    publish(handle, hub, splits=SplitSpec(salt="pepper"))
+    stage(handle, 1, first=5)
+    hub.faults.add(r"^HEAD .*/matforge\.json", 503, times=-1)
+    report = publish(handle, hub, max_retries=0)
+    assert (report.n_commits, report.n_remaining) == (0, 1)
+    assert report.stopped.startswith("transient")
+    hub.faults.clear()
+    assert publish(handle, hub).n_committed == 1
+    frozen = json.loads(hub.repositories[REPO].files()["matforge.json"])["splits"]
+    assert frozen["salt"] == "pepper"
+
+
 def test_the_end_is_clean_when_asked_for_in_the_middle(hub: LoopbackHub, tmp_path: Path) -> None:
     handle = forge(tmp_path)
     runs = stage(handle, 4)

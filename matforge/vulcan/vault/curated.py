@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from matforge._version import __version__
 from matforge.model import UsageError
@@ -133,12 +134,7 @@ class Vault:
         with self._catalogue.lock() as lease:
             known = self._catalogue.read()
             problems = self._judge(known, table, geometry, where, validate, f_term_tol, tadpole_limit)
-            if problems and not force:
-                raise ValidationError([intake.renumbered(problem, kept) for problem in problems])
-            bad = {row for problem in problems for row in problem.rows}
-            good = np.array([row for row in range(table.num_rows) if row not in bad], dtype=np.int64)
-            if not len(good):
-                raise ValidationError([intake.renumbered(problem, kept) for problem in problems])
+            good = _admitted(problems, table.num_rows, kept, force)
             chosen = [sorted({*common, *row_tags[kept[row]]}) if row_tags else common for row in good]
             entry = {
                 "label": label, "committed_by": committed_by, "notes": notes, "validated": validate,
@@ -413,6 +409,15 @@ class Vault:
         there = {str(p.relative_to(self.folder)) for p in (self.folder / DATA_DIRNAME).rglob("*.parquet")}
         found = [f"{file} is missing." for file in sorted(listed - there)]
         return found + [f"{file} is not in the catalogue." for file in sorted(there - listed)]
+
+
+def _admitted(problems: list[Problem], n_rows: int, kept: Sequence[int], force: bool) -> NDArray[np.int64]:
+    """The rows that may be designated; raises if some may not, or none."""
+    bad = {row for problem in problems for row in problem.rows}
+    good = [row for row in range(n_rows) if row not in bad]
+    if (problems and not force) or not good:
+        raise ValidationError([intake.renumbered(problem, kept) for problem in problems])
+    return np.array(good, dtype=np.int64)
 
 
 class NoSuchVacuumError(UsageError, KeyError):
