@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 from matforge.chore import Call, Chore, salt_of
 from matforge.dispatch import GRACE_S, Dispatch
-from matforge.engine import graph
+from matforge.engine import graph, salvage
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
 from matforge.engine.requests import Answer as Reply
@@ -211,7 +212,10 @@ class FluxManager:
                 self._dispatch_ready()
                 self._settle()
                 self._mind_the_time()
-                for report in self._executor.poll(self._patience()):
+                reports = self._executor.poll(self._patience())
+                if self._lock is not None and reports:  # it may have stood still for long
+                    self._lock.renew(self._executor.now())
+                for report in reports:
                     self._absorb(report)
                 self._settle()
                 self._write_out()
@@ -303,14 +307,14 @@ class FluxManager:
 
     def _write_out(self, *, force: bool = False) -> None:
         now = self._executor.now()
-        if self._lock is not None:
-            self._lock.renew(now)  # first: whoever has lost the run must not write
         self._flush(now)
         if force or self.status.due() <= now:
             self.status.write(self._teller.counters(), now, force=force)
 
     def _flush(self, now: float) -> None:
         """Out of this process: everything that must be known before anything follows from it."""
+        if self._lock is not None:
+            self._lock.renew(now)  # first: whoever has lost the run must not write
         self.engine.write_endings()
         self._teller.tell(now)
         self.engine.flush(now)
@@ -342,14 +346,13 @@ class FluxManager:
             where = run.records[name].result
             assert where is not None, f"{chore.id} is ready, but {name} has no result"
             inputs.append(where)
-        payload = run.small_payloads.pop(chore.id, None)
         return Task(
             attempt=Attempt(chore.id, run.epoch, number),
             name=chore.name,
             resources=chore.resources,
             lane=chore.lane,
             function=self._functions[chore.function].file if chore.function else None,
-            payload=payload if payload is not None else chore.payload,
+            payload=run.payload_of(chore),
             inputs=tuple(inputs),
             directory=record.directory,
             seed=self._teller.seed_of(chore),
@@ -392,8 +395,9 @@ class FluxManager:
         chore = self.engine.records[report.attempt.chore_id].chore
         self._dispatch.learn_wall(chore.name, report.usage.wall_s)
         if report.failure is not None:
+            mended = salvage.mend(self.engine, chore.id, report.failure)
             again = self.engine.failed(report.attempt, report.failure, report.usage, printed=report.printed)
-            self._after_failure(chore, report.failure, again)
+            self._after_failure(chore, report.failure, again, mended=mended)
             return
         assert report.result is not None
         self.engine.succeeded(
@@ -405,9 +409,9 @@ class FluxManager:
             printed=report.printed,
         )
 
-    def _after_failure(self, chore: Chore, failure: Failure, again: bool) -> None:
+    def _after_failure(self, chore: Chore, failure: Failure, again: bool, *, mended: bool = False) -> None:
         """Wait before the next try, or stop the run, if the kind or the chore's author wants it."""
-        if failure.kind is FailureKind.STORAGE:
+        if failure.kind is FailureKind.STORAGE and not mended:
             self._interrupted = self._interrupted or failure.message.removesuffix(".")
         if again:
             tries = len(self.engine.records[chore.id].attempts)
@@ -492,16 +496,21 @@ class FluxManager:
     def _close_files(self) -> None:
         run = self.engine
         try:
-            run.store.close()
             if self._taken_over:
                 return
+            salvage.sweep(run, run.lossy)
             if self._finished:
                 run.journal.append({"e": "state", "s": self.status.state.value})
+            run.flush(float("inf"))  # what the records point to is synced before they are
+            run.store.close()
             run.journal.close()
             self.status.write(self._teller.counters(), self._executor.now(), force=True)
-        except OSError as error:
-            self.problem = self._sentence(error)
-            if self.status.state is RunState.COMPLETED:
-                self.status.state = RunState.INTERRUPTED
+        except (OSError, StorageError) as error:
+            self.problem = self._sentence(error) if isinstance(error, OSError) else str(error)
+            self.status.state = RunState.INTERRUPTED
+            with suppress(OSError):  # the place may have room for so little
+                self.status.write(self._teller.counters(), self._executor.now(), force=True)
         finally:
             run.journal.abandon()
+            with suppress(OSError):
+                run.store.close()

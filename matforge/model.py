@@ -110,6 +110,8 @@ class Failure:
     """Seconds it ran."""
     peak_memory: int | None = None
     """Most memory it occupied (bytes), as far as it was seen."""
+    input: int | None = None
+    """For ``STORAGE``: which of its inputs (counted from 0) is missing or damaged, if it was that."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types, without the fields that say nothing."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from matforge._version import __version__
 from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
-from matforge.engine import arbitration, journal
+from matforge.engine import arbitration, journal, salvage
 from matforge.engine.lock import RunLock
 from matforge.engine.records import Ending
 from matforge.engine.run import Run
@@ -120,7 +120,7 @@ def begin(
         _note_run(run_dir)
         lock = _locked(run_dir, now, undo)
         power = settings.durability == "power"
-        store = RunStore(run_dir, layout=settings.layout, sync=power)
+        store = RunStore(run_dir, layout=settings.layout)
         store.expected = len(calls)
         undo.callback(store.close)
         functions = _functions(registry, defaults, store)
@@ -313,7 +313,7 @@ def reopen(
             _check_fit([script.defaults.call(call) for _, call in script.calls], maker)
         epoch = 2 + sum(r["e"] == "resume" for r in records)
         power = settings.durability == "power"
-        store = RunStore(run_dir, layout=settings.layout, epoch=epoch, sync=power)
+        store = RunStore(run_dir, layout=settings.layout, epoch=epoch)
         store.expected = max((r["n"] for r in records if r["e"] == "submitted"), default=0)
         undo.callback(store.close)
         record = _reopened_journal(run_dir, tail, len(records), power)
@@ -322,6 +322,8 @@ def reopen(
         with _no_garbage():
             run.replay(records)
         run.resumed(now, tail.torn)
+        lost = salvage.look_over(run, records)
+        swept = salvage.sweep_run(run)
         alias: dict[str, str] = {}
         functions = _stored_functions(records)
         if script is not None:
@@ -340,6 +342,11 @@ def reopen(
         session.alias = alias
         if tail.torn:
             log.warning("cut off %d bytes of a write that never finished", tail.torn)
+        if lost:
+            named = ", ".join(lost[:10])
+            log.warning("%d results are missing or damaged and are made again: %s", len(lost), named)
+        if swept:
+            log.info("removed %d files of attempts that nobody had accepted", swept)
         session.start(undo)
     return session
 

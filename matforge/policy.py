@@ -45,7 +45,7 @@ RULES: Mapping[FailureKind, Rule] = {
     FailureKind.TIMEOUT: Rule(1, False, "it ran longer than its timeout"),
     FailureKind.CANNOT_LOAD: Rule(1, True, "its function or arguments could not be unpickled or imported"),
     FailureKind.CANNOT_PICKLE_RESULT: Rule(None, False, "what it returned cannot be pickled"),
-    FailureKind.STORAGE: Rule(0, False, "a disk was full or could not be written: the run stops, resumable"),
+    FailureKind.STORAGE: Rule(0, True, "a disk was full or could not be written: the run stops, resumable"),
     FailureKind.START_FAILED: Rule(1, True, "its program, or its worker, could not be started"),
     FailureKind.WORKER_LOST: Rule(0, False, "its slot died; three times, and the chore is set aside"),
     FailureKind.NODE_LOST: Rule(0, False, "its node died"),

@@ -176,6 +176,8 @@ class Session:
         with ENDED:
             self.remember(ending.chore.id, ending.result, ending.failure, ending.state)
             ENDED.notify_all()
+        if ending.again:  # whoever wants to know has been told
+            return
         for tell in self.on_chore:
             tell(ending.chore.id)
 
@@ -185,10 +187,13 @@ class Session:
         """A chore has ended, now or before this session began."""
         if state is ChoreState.COMPLETED and result is not None:
             self.results[chore_id] = result
-        elif failure is not None and state is ChoreState.FAILED:
+        else:
+            self.results.pop(chore_id, None)
+        if failure is not None and state is ChoreState.FAILED:
             self.failures[chore_id] = failure
-        self._has_ended.add(chore_id)
-        self.ended.append(chore_id)
+        if chore_id not in self._has_ended:
+            self._has_ended.add(chore_id)
+            self.ended.append(chore_id)
 
     def has_ended(self, chore_id: str) -> bool:
         """Whether a chore has ended, whichever way."""

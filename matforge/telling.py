@@ -58,7 +58,8 @@ class Teller:
             log.warning("%s failed (%s): %s", chore.id, ending.failure.kind.value, ending.failure.message)
         run.store.put_metadata(chore.id, directory, self._metadata(ending))
         record.attempts = []
-        run.small_payloads.pop(chore.id, None)
+        if record.directory is None:
+            run.small_payloads.pop(chore.id, None)
         if self._on_end is not None:
             self._on_end(ending)
 

@@ -33,6 +33,8 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
     (RUNNING, COMPLETED): "succeeded",
     (RUNNING, FAILED): "failed and may not try again, or lost too often",
     (RUNNING, CANCELLED): "cancelled while it ran",
+    (RUNNING, BLOCKED): "found that the result of a chore it needs is lost, which is made again",
+    (COMPLETED, READY): "its result is missing or damaged, and is made again",
 }
 """Every legal change of state and when it happens; the diagram in the documents is drawn from it."""
 
@@ -103,6 +105,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Spoiled:
+    """The result of a COMPLETED chore is missing or damaged, and is wanted."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     """Somebody wants the chore, and with it all that depends on it, not to run."""
 
@@ -136,7 +145,7 @@ class Settled:
     """Nobody will add anything unless another chore ends."""
 
 
-ChoreEvent = Added | Started | Succeeded | Failed | Lost | Cancelled | Reprioritised
+ChoreEvent = Added | Started | Succeeded | Failed | Lost | Spoiled | Cancelled | Reprioritised
 Event = ChoreEvent | Offered | Held | Released | Settled
 
 
@@ -203,6 +212,8 @@ class Node:
     """Whether it is kept back although it is READY; only while READY."""
     cancelling: bool = False
     """Whether the executor was asked to stop the attempt; only while RUNNING."""
+    spoiled: bool = False
+    """Whether it had completed and its result was lost; until it has completed again."""
     failure: Failure | None = None
     """Present exactly when FAILED, or CANCELLED because of another chore."""
 
@@ -232,6 +243,7 @@ class Graph:
             Succeeded: self._succeeded,
             Failed: self._failed,
             Lost: self._lost,
+            Spoiled: self._spoiled,
             Cancelled: self._cancelled,
             Reprioritised: self._reprioritised,
             Held: self._held,
@@ -286,6 +298,7 @@ class Graph:
                 continue
             self._move(item, final)
             item.failure, item.waiting = why, 0
+            item.spoiled = item.spoiled and final is not COMPLETED
             out.append(Publish(item.id, final, why))
             dependents, item.dependents = item.dependents, []
             if final is not COMPLETED:
@@ -367,8 +380,7 @@ class Graph:
         if event.final or cost is None or cost > node.retries:
             return self._end(node, FAILED, event.failure)
         node.retries -= cost
-        self._move(node, READY)
-        return []
+        return self._again(node)
 
     def _lost(self, event: Lost) -> list[Instruction]:
         node = self._current(event.id, event.number)
@@ -380,7 +392,27 @@ class Graph:
             return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled while it ran."))
         if node.losses >= self.max_losses:
             return self._end(node, FAILED, event.failure)
-        self._move(node, READY)
+        return self._again(node)
+
+    def _again(self, node: Node) -> list[Instruction]:
+        """Let a chore that ran be tried again, once the results that it needs are there (again)."""
+        for name in node.inputs:
+            source = self.nodes[name]
+            if source.state in (FAILED, CANCELLED):
+                self._move(node, BLOCKED)
+                return self._end(node, *_inherited(source))
+            if source.state is not COMPLETED:
+                node.waiting += 1
+                source.dependents.append(node.id)
+        self._move(node, BLOCKED if node.waiting else READY)
+        return []
+
+    def _spoiled(self, event: Spoiled) -> list[Instruction]:
+        # others that need it, and are READY, find out when they run: that is rare, and a search is not
+        node = self.nodes.get(event.id)
+        if node is not None and node.state is COMPLETED:
+            self._move(node, READY)
+            node.spoiled = True
         return []
 
     def _cancelled(self, event: Cancelled) -> list[Instruction]:
@@ -430,14 +462,12 @@ class Graph:
         assert Counter(node.state for node in self.nodes.values()) == +self.counts
         entries = {(nice, chore_id) for nice, _, chore_id in self._ready}
         for node in self.nodes.values():
-            unfinished = sum(self.nodes[name].state is not COMPLETED for name in node.inputs)
+            inputs = [self.nodes[name] for name in node.inputs if self.nodes[name].state is not COMPLETED]
+            # what was spoiled after it had been waited for is noticed by whoever runs
+            unfinished = sum(not source.spoiled for source in inputs)
             if node.state is BLOCKED:
-                assert node.waiting == unfinished > 0
-                assert all(
-                    node.id in self.nodes[name].dependents
-                    for name in node.inputs
-                    if self.nodes[name].state is not COMPLETED
-                )
+                assert node.waiting == sum(node.id in source.dependents for source in inputs) > 0
+                assert all(source.spoiled or node.id in source.dependents for source in inputs)
             else:
                 assert node.waiting == 0
             if node.state is READY and not node.held:

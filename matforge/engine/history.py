@@ -128,9 +128,12 @@ class Story:
         """Add what a record says, written in that epoch."""
         if record["e"] == "end":
             self._end(record, epoch)
-        elif record["e"] == "lost":
+        elif record["e"] in ("lost", "retry"):
             attempt = Attempt(self.id, record["ep"], record["n"])
-            self.attempts.append(attempt_record(attempt, Usage(), record["f"]["kind"]))
+            usage = Usage(**record.get("u", {}))
+            self.attempts.append(attempt_record(attempt, usage, record["f"]["kind"]))
+        elif record["e"] == "redo":
+            self.state = self.result = None
 
     def _end(self, record: dict[str, Any], epoch: int) -> None:
         self.state = ChoreState(record["s"])

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matforge.engine.locations import sync_path
 from matforge.model import MatForgeError
 
 FORMAT_VERSION = 1
@@ -158,7 +159,7 @@ class Journal:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._end = os.fstat(self._fd).st_size
         if self._end == 0:
-            _sync_directory(path.parent)
+            sync_path(path.parent)
 
     @classmethod
     def reopen(cls, path: Path, tail: Tail, sequence: int, *, sync_every_write: bool = False) -> Journal:
@@ -218,12 +219,3 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _sync_directory(path: Path) -> None:
-    """Put a new file's name on the disk too."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

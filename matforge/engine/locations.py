@@ -6,12 +6,17 @@ stat, a file on a shared file system. Standard library only: workers import this
 
 from __future__ import annotations
 
+import os
 import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 from matforge.model import Location, MatForgeError
 
-__all__ = ["DamagedError", "Location", "location_of", "read"]
+__all__ = ["DamagedError", "Location", "damaged_among", "is_whole", "location_of", "read", "sync_path"]
+
+_PIECE = 1 << 20
 
 
 class DamagedError(MatForgeError):
@@ -48,3 +53,43 @@ def read(run_dir: Path, where: Location) -> bytes:
             "its checksum differs."
         )
     return data
+
+
+def is_whole(run_dir: Path, where: Location) -> bool:
+    """Whether the bytes at ``where`` are there and check out; never more than a piece in memory."""
+    return not list(damaged_among(run_dir, {"": where}))
+
+
+def damaged_among(run_dir: Path, places: Mapping[str, Location]) -> Iterator[str]:
+    """Names of those pieces that are missing, cut short or changed; each file is opened once."""
+    by_file: dict[str, list[str]] = {}
+    for name, where in places.items():
+        by_file.setdefault(where.path, []).append(name)
+    for path, names in by_file.items():
+        try:
+            with (run_dir / path).open("rb") as file:
+                bad = [name for name in names if not _checks_out(file, places[name])]
+        except OSError:
+            bad = names
+        yield from bad
+
+
+def _checks_out(file: IO[bytes], where: Location) -> bool:
+    file.seek(where.offset)
+    left, crc = where.length, 0
+    while left:
+        piece = file.read(min(left, _PIECE))
+        if not piece:
+            return False
+        left -= len(piece)
+        crc = zlib.crc32(piece, crc)
+    return crc == where.crc
+
+
+def sync_path(path: Path) -> None:
+    """Put a file, or the names in a directory, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -87,7 +87,7 @@ class Plan:
                 if key not in self._run.keys and key not in self._keys:
                     self._keys.add(key)
                     chore = self._run.make(step, key, self._parent)
-                    self._entries.append(["spawn", chore.as_dict()])
+                    self._entries.append(["spawn", self._run.entry_of(chore)])
             elif isinstance(step, Cancelled):
                 self._entries.append(["cancel", step.id])
             elif isinstance(step, Reprioritised):
@@ -106,7 +106,7 @@ class Plan:
             entry = self._entries.popleft()
             count += 1
             if spawns:
-                self._run.install(Chore.from_dict(entry[1]))
+                self._run.take_entry(entry[1])
             else:
                 found, asked = self._run.carry_out(_step_of(entry))
                 decisions += found
@@ -119,7 +119,7 @@ class Plan:
         for _ in range(count):
             entry = self._entries.popleft()
             if entry[0] == "spawn":
-                self._run.install(Chore.from_dict(entry[1]))
+                self._run.take_entry(entry[1])
 
 
 def _step_of(entry: list[Any]) -> Change:

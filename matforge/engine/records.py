@@ -44,6 +44,10 @@ class Tally:
 
     def count(self, ending: Ending) -> None:
         """Count one that has ended."""
+        if ending.again:
+            if ending.state is ChoreState.COMPLETED:
+                return
+            self.completed -= 1
         if ending.state is ChoreState.COMPLETED:
             self.completed += 1
         elif ending.state is ChoreState.FAILED:
@@ -53,6 +57,13 @@ class Tally:
         for name, value in ending.facts.report.items():
             if isinstance(value, int | float):
                 self.sums[name] = self.sums.get(name, 0) + value
+
+    def take_back(self, ending: Ending) -> None:
+        """Forget one that had completed and is made again."""
+        self.completed -= 1
+        for name, value in ending.facts.report.items():
+            if isinstance(value, int | float):
+                self.sums[name] -= value
 
 
 @dataclass(slots=True, eq=False)
@@ -81,6 +92,8 @@ class Ending:
     event: int
     """Count of the graph's events up to the one that brought this about."""
     facts: Facts = DERIVED
+    again: bool = False
+    """Whether it had completed before and its result was lost: the strategy has heard of it."""
 
     def record(self) -> dict[str, Any]:
         """The event's part of the journal record."""

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from matforge.chore import Chore
 from matforge.engine.graph import READY, Cancelled, Failed, Lost, Reprioritised, Started, Succeeded
 from matforge.engine.plan import Plan
 from matforge.engine.records import Ending, Facts, attempt_record
@@ -35,6 +34,7 @@ class Replay:
             "answer": self._answered,
             "lost": self._again,
             "retry": self._again,
+            "redo": self._redo,
             "resume": self._resumed,
             "decide": self._decided,
             "take": self._take,
@@ -69,11 +69,14 @@ class Replay:
         """Its decisions are all there is to it."""
 
     def _add(self, record: Record) -> None:
-        self._run.install(Chore.from_dict(record["c"]))
+        self._run.take_entry(record["c"])
 
     def _answered(self, record: Record) -> None:
         for name in (*record.get("with", ()), record["id"]):
             self._expect(self._run.outbox, {**record, "id": name})
+
+    def _redo(self, record: Record) -> None:
+        self._run.spoil(record["id"], withdraw="q" in record)
 
     def _resumed(self, record: Record) -> None:
         self._run.end_orphans()
@@ -125,7 +128,7 @@ class Replay:
             run.numbered += sum(entry[0] == "spawn" for entry in record["plan"])
         for decision in record.get("d", ()):
             if decision[0] == "spawn":
-                run.install(Chore.from_dict(decision[1]))
+                run.take_entry(decision[1])
             elif decision[0] == "cancel":
                 self._restart(decision[1], decision[2])
                 run.handle(Cancelled(decision[1]))

@@ -13,6 +13,7 @@ whatever was lost after the last record.
 
 from __future__ import annotations
 
+import base64
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from matforge.engine.graph import (
     Offered,
     Publish,
     Reprioritised,
+    Spoiled,
     Submit,
     Succeeded,
 )
@@ -39,7 +41,7 @@ from matforge.engine.journal import Journal
 from matforge.engine.plan import SLICE, Plan
 from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record
 from matforge.engine.replay import Replay
-from matforge.engine.store import RunStore
+from matforge.engine.store import SEGMENTS_NAME, SMALL_PAYLOAD, RunStore
 from matforge.model import (
     Attempt,
     ChoreState,
@@ -49,9 +51,6 @@ from matforge.model import (
     Resources,
     Usage,
 )
-
-SMALL_PAYLOAD = 4096
-"""Bytes; see :attr:`Run.small_payloads`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,13 @@ class Run:
         self.tally: dict[str, Tally] = {}
         """By name of the chores; counts what is in the journal."""
         self.small_payloads: dict[str, bytes] = {}
-        """Payloads of at most :data:`SMALL_PAYLOAD` bytes of chores not yet submitted, so that
-        they travel in the message; after a resume they are read from the disk instead."""
+        """Payloads of at most :data:`SMALL_PAYLOAD` bytes, which travel in the message. Those of packed
+        chores are kept until they are submitted; those that have files of their own are kept for good
+        and stand in the journal, so that nothing depends on a small file that nobody has synced."""
+        self.lossy: set[str] = set()
+        """Chores of which this driver lost an attempt, so that files of it may lie about."""
+        self.remade: set[str] = set()
+        """Chores whose result was lost after the strategy had heard of it, and is made again."""
         self.cores_in_flight = 0
         """Cores of the chores that are RUNNING."""
         self.gpus_in_flight = 0
@@ -137,7 +141,7 @@ class Run:
         self.write_endings()
         chore = self.make(call, key, None)
         self.install(chore)
-        self.journal.append({"e": "add", "c": chore.as_dict()})
+        self.journal.append({"e": "add", "c": self.entry_of(chore)})
         return chore
 
     def make(self, call: Call, key: str, parent: Chore | None) -> Chore:
@@ -164,6 +168,26 @@ class Run:
             unfit=Failure(FailureKind.DOES_NOT_FIT, why) if why else None,
             policy=call.policy,
         )
+
+    def entry_of(self, chore: Chore) -> dict[str, Any]:
+        """A chore as the journal holds it: with its payload, if that is small and not packed."""
+        payload = self.small_payloads.get(chore.id)
+        if payload is None or chore.payload.path.startswith(SEGMENTS_NAME):
+            return chore.as_dict()
+        return {**chore.as_dict(), "args": base64.b64encode(payload).decode()}
+
+    def take_entry(self, entry: dict[str, Any]) -> None:
+        """Take a chore into the graph as the journal holds it."""
+        chore = Chore.from_dict(entry)
+        if "args" in entry:
+            self.small_payloads[chore.id] = base64.b64decode(entry["args"])
+        self.install(chore)
+
+    def payload_of(self, chore: Chore) -> bytes | Location:
+        """What goes into the message of an attempt: the payload itself, or where it lies."""
+        if self.records[chore.id].directory is None:
+            return self.small_payloads.pop(chore.id, chore.payload)
+        return self.small_payloads.get(chore.id, chore.payload)
 
     def _key(self, call: Call) -> str:
         """Identity of a chore that nobody spawned: what it is, and the how-manieth of its kind."""
@@ -214,8 +238,16 @@ class Run:
 
     def _published(self, publish: Publish, facts: Facts) -> None:
         record = self.records[publish.id]
-        ending = Ending(record.chore, publish.state, publish.failure, record.result, self._events, facts)
-        self.outbox.append(ending)
+        result = record.result if publish.state is ChoreState.COMPLETED else None
+        again = publish.id in self.remade
+        ending = Ending(record.chore, publish.state, publish.failure, result, self._events, facts, again)
+        if again:
+            self.remade.discard(publish.id)
+            for one in self.outbox:  # the strategy may still want to read it
+                if one.chore.id == publish.id:
+                    one.result = result
+        else:
+            self.outbox.append(ending)
         self.unwritten.append(ending)
 
     def submit_next(self) -> Submit | None:
@@ -271,10 +303,37 @@ class Run:
         name, number = attempt.chore_id, attempt.number
         record = attempt_record(attempt, Usage(), failure.kind.value, failure)
         self.records[name].attempts.append(record)
+        self.lossy.add(name)
         if self.handle(Lost(name, number, failure), Facts(number)):
             return False
         self._write_again("lost", attempt, failure, Usage())
         return True
+
+    def remake(self, chore_id: str, *, unanswered: bool = False) -> bool:
+        """A completed chore's result is lost: let it run again; whether that is to be done.
+
+        Parameters
+        ----------
+        unanswered : bool
+            Whether the strategy, which has not answered its ending, is to be asked once there is a
+            result again; only before anything was put to it.
+        """
+        waiting = unanswered and any(one.chore.id == chore_id for one in self.outbox)
+        if self.graph.nodes[chore_id].state is not ChoreState.COMPLETED and not waiting:
+            return False
+        self.write_endings()
+        self.journal.append({"e": "redo", "id": chore_id, **({"q": 1} if waiting else {})})
+        self.spoil(chore_id, withdraw=waiting)
+        return True
+
+    def spoil(self, chore_id: str, *, withdraw: bool) -> None:
+        """Count a result as lost; with ``withdraw``, the strategy's question about it too."""
+        self.remade.add(chore_id)
+        for ending in [one for one in self.outbox if withdraw and one.chore.id == chore_id]:
+            self.outbox.remove(ending)
+            self.tally[ending.chore.name].take_back(ending)
+            self.remade.discard(chore_id)
+        self.handle(Spoiled(chore_id))
 
     def _write_again(self, kind: str, attempt: Attempt, failure: Failure, usage: Usage) -> None:
         """Journal an attempt that did not end its chore."""
@@ -360,6 +419,8 @@ class Run:
             answer["with"] = [one.chore.id for one in earlier]
         if len(steps) > SLICE:
             return self._plan(answer, steps, ending.chore, "", state, error)
+        if self.unwritten and self.unwritten[0].again:
+            self.write_endings()
         # one record for both, unless the graph has moved on between event and decisions
         together = not steps or ending.event == self._events
         if together and self.unwritten and self.unwritten[0] is ending:
@@ -437,7 +498,7 @@ class Run:
                 chore = self._spawn(step, parent, origin, ordinal)
                 ordinal += 1
                 if chore is not None:
-                    decisions.append(["spawn", chore.as_dict()])
+                    decisions.append(["spawn", self.entry_of(chore)])
             else:
                 found, asked = self.carry_out(step)
                 decisions += found

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from matforge.engine import segments
-from matforge.engine.locations import location_of, read
+from matforge.engine.locations import location_of, read, sync_path
 from matforge.engine.status import replace_text
 from matforge.model import Attempt, Location, MatForgeError, UsageError
 
@@ -33,6 +33,8 @@ FULL_LIMIT = 10_000
 LAYOUTS = ("auto", "full", "packed")
 RESULT_NAME = "result.pickle"
 STREAM_NAMES = ("stdout", "stderr")
+SMALL_PAYLOAD = 4096
+"""Bytes; payloads up to this size stand in the journal too, if they have a file of their own."""
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -78,6 +80,7 @@ def create_run_dir(base: Path, now: float) -> Path:
             except FileExistsError:
                 continue
             (path / OUT_NAME / "registry").mkdir(parents=True)
+            sync_path(base)
             return path.resolve()
     except OSError as error:
         raise UsageError(storage_sentence(base, error)) from error
@@ -116,8 +119,6 @@ class RunStore:
         ``auto``, ``full`` or ``packed``.
     epoch : int
         Which driver of the run this is; names the driver's own segment.
-    sync : bool
-        Whether every payload that is a file of its own is put on the disk (``durability="power"``).
 
     Raises
     ------
@@ -125,14 +126,15 @@ class RunStore:
         If there is no such layout.
     """
 
-    def __init__(self, path: Path, *, layout: str = "auto", epoch: int = 1, sync: bool = False) -> None:
+    def __init__(self, path: Path, *, layout: str = "auto", epoch: int = 1) -> None:
         check_layout(layout)
         self.path = path
         self.layout = layout
         self.epoch = epoch
         self.expected = 0
         """How many chores are known to come; ``auto`` packs all of a run that is known to be large."""
-        self._sync = sync
+        self._unsynced: dict[Path, None] = {}
+        """Files, and directories with new names in them, that a synced journal may not be ahead of."""
         self._segment: IO[bytes] | None = None
         self._segment_name = f"{SEGMENTS_NAME}/{epoch}-driver.seg"
 
@@ -150,6 +152,7 @@ class RunStore:
             path = self.path / self._segment_name
             path.parent.mkdir(exist_ok=True)
             self._segment = path.open("ab")
+            self._unsynced.update(dict.fromkeys((path.parent, self.path)))
         return segments.append(self._segment, self._segment_name, kind, chore_id, f"e{self.epoch}", data)
 
     # -- chores
@@ -161,11 +164,10 @@ class RunStore:
                 return self._append("chore", chore_id, data)
             (self.path / directory).mkdir(parents=True, exist_ok=True)
             name = f"{directory}/chore.pickle"
-            with (self.path / name).open("wb") as file:
-                file.write(data)
-                if self._sync:
-                    file.flush()
-                    os.fsync(file.fileno())
+            path = self.path / name
+            path.write_bytes(data)
+            if len(data) > SMALL_PAYLOAD:
+                self._unsynced.update(dict.fromkeys((path, path.parent, path.parent.parent)))
             return location_of(name, data)
         except OSError as error:
             raise StorageError(storage_sentence(self.path, error)) from error
@@ -191,18 +193,24 @@ class RunStore:
             os.replace(beside, path)
         except OSError as error:
             raise StorageError(storage_sentence(path, error)) from error
+        self._unsynced.update(dict.fromkeys((path, path.parent)))
         return name
 
     def flush(self, *, sync: bool = False) -> None:
         """Hand what was packed to the operating system, and to the disk if ``sync``; before any journal
         record that points to it."""
-        if self._segment is not None:
-            try:
+        place = self.path / self._segment_name
+        try:
+            if self._segment is not None:
                 self._segment.flush()
                 if sync:
                     os.fdatasync(self._segment.fileno())
-            except OSError as error:
-                raise StorageError(storage_sentence(Path(self._segment.name), error)) from error
+            while sync and self._unsynced:
+                place = next(iter(self._unsynced))
+                sync_path(place)
+                del self._unsynced[place]
+        except OSError as error:
+            raise StorageError(storage_sentence(place, error)) from error
 
     # -- results
 

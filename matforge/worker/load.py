@@ -22,7 +22,14 @@ class CannotLoadError(MatForgeError):
 
 
 class InputDamagedError(MatForgeError):
-    """A file that an earlier chore wrote is missing or damaged."""
+    """A file that an earlier chore wrote is missing or damaged.
+
+    ``input`` is the number of the input that it holds; None if it is none.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.input = number
 
 
 class Functions:
@@ -90,19 +97,19 @@ class Inputs:
         """
         if number not in self._known:
             where = Location.from_list(self._where[number])
-            data = read_checked(self._run_dir, where, f"{self._chore_id}: input {number + 1}")
+            data = read_checked(self._run_dir, where, f"{self._chore_id}: input {number + 1}", number)
             self._known[number] = _unpickle(
                 lambda: pickle.loads(data), f"its input {where.path}", self._chore_id
             )
         return self._known[number]
 
 
-def read_checked(run_dir: Path, where: Location, label: str) -> bytes:
+def read_checked(run_dir: Path, where: Location, label: str, number: int | None = None) -> bytes:
     """The bytes at ``where``, or one sentence that begins with ``label``."""
     try:
         return read(run_dir, where)
     except DamagedError as error:
-        raise InputDamagedError(f"{label}: {error}") from error
+        raise InputDamagedError(f"{label}: {error}", number) from error
 
 
 def payload_bytes(run_dir: Path, payload: Any, blob: bytes, chore_id: str) -> bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from matforge.engine import segments
-from matforge.engine.locations import location_of
+from matforge.engine.locations import location_of, sync_path
 from matforge.model import Location
 
 RESULT = "result.pickle"
@@ -65,7 +65,7 @@ class Publisher:
                 beside.unlink()
             raise
         if self._sync:
-            sync_directory(path.parent)
+            sync_path(path.parent)
         return location_of(f"{directory}/{path.name}", data)
 
     def _append(self, chore_id: str, tag: str, data: bytes) -> Location:
@@ -74,17 +74,8 @@ class Publisher:
             path.parent.mkdir(exist_ok=True)
             self._segment = path.open("xb", buffering=0)
             if self._sync:
-                sync_directory(path.parent)
+                sync_path(path.parent)
         where = segments.append(self._segment, self._segment_name, "result", chore_id, tag, data)
         if self._sync:
             os.fdatasync(self._segment.fileno())
         return where
-
-
-def sync_directory(path: Path) -> None:
-    """Put a directory's entries on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -225,7 +225,7 @@ def classify(error: BaseException, chore_id: str) -> Failure:
     if isinstance(error, ChoreError):
         return error.failure
     if isinstance(error, load.InputDamagedError):
-        return Failure(FailureKind.STORAGE, str(error))
+        return Failure(FailureKind.STORAGE, str(error), input=error.input)
     if isinstance(error, load.CannotLoadError):
         cause = error.__cause__
         text = trimmed_traceback(cause) if cause is not None else ""

@@ -135,7 +135,7 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("directory", ["out/chore-a-0001", None])
 @pytest.mark.parametrize("sync", [False, True])
 def test_a_payload_is_read_back_from_either_layout(run_dir: Path, directory: str | None, sync: bool) -> None:
-    store = RunStore(run_dir, sync=sync)
+    store = RunStore(run_dir)
     data = [b"payload %d" % n for n in range(3)]
     places = [store.put_payload(f"chore-{n}", directory and f"{directory}{n}", data[n]) for n in range(3)]
     store.flush(sync=sync)
