@@ -78,7 +78,8 @@ def mend(run: Run, chore_id: str, failure: Failure) -> bool:
         return True  # it is being made again already, or cannot be, and then the chore ends with it
     if is_whole(run.store.path, where):
         # written anew meanwhile, or seen late by another host; but not for ever
-        return sum(a["outcome"] == FailureKind.STORAGE.value for a in record.attempts) + 1 < TRIES
+        tries = sum(a["outcome"] == FailureKind.STORAGE.value for a in record.attempts) + 1
+        return bool(tries < TRIES)
     return _restored(run, where) or run.remake(source)
 
 
