@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -253,13 +254,17 @@ def test_a_run_that_ends_in_time_does_not_notice(folder: Path) -> None:
 
 
 def test_draining_starts_nothing_more_and_lets_what_runs_end(folder: Path) -> None:
+    known = threading.Event()
+
     def behaviour(task: Task) -> Outcome:
+        assert known.wait(30)
         if task.attempt.chore_id == "chore-work-0003":
             session.drain("a test")
         return Outcome(10.0, 1)
 
     executor = SimulatedExecutor(behaviour, workers=1)
     session, _ = play(folder, [call("work", n) for n in range(50)], executor=executor, log_delay=0.0)
+    known.set()
     assert session.wait(60) is RunState.INTERRUPTED
     done = session.engine.graph.counts[ChoreState.COMPLETED]
     assert 3 <= done < 50
@@ -268,11 +273,15 @@ def test_draining_starts_nothing_more_and_lets_what_runs_end(folder: Path) -> No
 
 
 def test_draining_has_an_end(folder: Path) -> None:
+    known = threading.Event()
+
     def behaviour(task: Task) -> Outcome:
+        assert known.wait(30)
         session.drain("a test", within=20.0)
         return Outcome(1e9)
 
     executor = SimulatedExecutor(behaviour, workers=1)
     session, _ = play(folder, [call("work")], executor=executor)
+    known.set()
     assert session.wait(60) is RunState.INTERRUPTED
     assert executor.now() - 1.7e9 == pytest.approx(20.0, abs=2.0)
