@@ -161,6 +161,13 @@ class Fleet:
             if agent.node.rank in gone:
                 self.lose(agent, "Flux has lost the node", now)
 
+    def leave(self, nodes: Iterable[Node]) -> None:
+        """Let agents of drained nodes finish what they have, and end."""
+        for node in nodes:
+            for block in node.blocks:
+                block.leaving = block.leaving or not block.fixed
+        self.dismiss_idle()
+
     # -- what agents say
 
     def hear(self, now: float) -> None:

@@ -248,6 +248,7 @@ class FluxExecutor:
                 self._fleet.offline(event.offline, now)
                 self._lanes.offline(event.offline)
                 self._stock.take(event)
+                self._fleet.leave(node for node in self._stock.nodes.values() if not node.up)
                 self._look_for_others()
             elif isinstance(event, BrokerLost):
                 self._give_up(Failure(FailureKind.NODE_LOST, event.reason))

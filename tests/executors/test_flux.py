@@ -344,6 +344,7 @@ def test_a_node_that_is_lost_or_drained_is_followed(four: fluxes.Instance, tmp_p
         survivors = [t for t in tasks if not isinstance(harness.ends().get(t.attempt), Lost)]
         assert len(survivors) == 6
         assert all(end.failure is None for end in harness.wait_for(survivors))
+        harness.poll(lambda: len(fluxes.agents_of(harness.run_dir)) == 2, patience=0.05)
         more = harness.run(*(harness.task(chores.add, i, i) for i in range(40)))
         assert all(end.failure is None for end in more)
         four.run("resource", "undrain", "2")
