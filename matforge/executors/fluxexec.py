@@ -117,6 +117,7 @@ class FluxExecutor:
         self._keys = 0
         self._ready: list[Report] = []
         self._failed: Failure | None = None
+        self._broker_lost = ""
         self._seen = 0.0
         self._looked = 0.0
         self._look_for_others()
@@ -240,6 +241,32 @@ class FluxExecutor:
             self._fleet.away(now - self._seen)
         self._seen = now
         self._fleet.hear(now)
+        self._hear_broker(now)
+        if now >= self._looked:
+            self._looked = now + min(0.5, self._lease / 10)
+            self._fleet.look_after(now)
+            if self._waits_for_others and now > self._waits_for_others:
+                self._waits_for_others = 0.0
+                self._broker.refresh()
+        reports, self._fleet.reports = self._fleet.reports, []
+        self._lanes.account(reports)
+        self._ready += reports
+        if self._broker_lost:
+            self._give_up(Failure(FailureKind.NODE_LOST, self._broker_lost))
+        elif self._lanes.changed or len(self._fleet.given_up) != self._known_given_up:
+            self._known_given_up = len(self._fleet.given_up)
+            self._lanes.changed = True
+            self._watch_capacity()
+        if self._failed is None:
+            self._lanes.dispatch()
+        if self._lanes.changed and self._failed is None:
+            self._lanes.changed = False
+            self._fleet.staff(self._lanes.reserved, self._key)
+        self._ready += self._lanes.reports
+        self._lanes.reports.clear()
+
+    def _hear_broker(self, now: float) -> None:
+        """Take in what Flux has told."""
         for event in self._broker.events():
             self._lanes.changed = True
             if isinstance(event, JobEvent):
@@ -251,27 +278,7 @@ class FluxExecutor:
                 self._fleet.leave(node for node in self._stock.nodes.values() if not node.up)
                 self._look_for_others()
             elif isinstance(event, BrokerLost):
-                self._give_up(Failure(FailureKind.NODE_LOST, event.reason))
-                return
-        if now >= self._looked:
-            self._looked = now + min(0.5, self._lease / 10)
-            self._fleet.look_after(now)
-            if self._waits_for_others and now > self._waits_for_others:
-                self._waits_for_others = 0.0
-                self._broker.refresh()
-        reports, self._fleet.reports = self._fleet.reports, []
-        self._lanes.account(reports)
-        if self._lanes.changed or len(self._fleet.given_up) != self._known_given_up:
-            self._known_given_up = len(self._fleet.given_up)
-            self._lanes.changed = True
-            self._watch_capacity()
-        if self._failed is None:
-            self._lanes.dispatch()
-        if self._lanes.changed and self._failed is None:
-            self._lanes.changed = False
-            self._fleet.staff(self._lanes.reserved, self._key)
-        self._ready += [*reports, *self._lanes.reports]
-        self._lanes.reports.clear()
+                self._broker_lost = event.reason
 
     def _watch_capacity(self) -> None:
         """Tell of changes; with the last node the executor has failed."""
@@ -302,8 +309,7 @@ class FluxExecutor:
             return
         self._closed = True
         if self._context is not None:
-            if not isinstance(self._failed, Failure) or self._failed.kind is not FailureKind.NODE_LOST:
-                self._end_all(kill=kill)
+            self._end_all(kill=kill)
             self._hub.close()
             with suppress(OSError):
                 for path in self._home.glob("jobs-*.json"):
@@ -319,7 +325,7 @@ class FluxExecutor:
             self._broker.cancel(key)
         for agent in list(self._fleet.agents.values()):
             if not agent.lost and not (agent.told_to_end and not kill):
-                self._fleet.dismiss(agent, kill=kill)
+                self._fleet.dismiss(agent, kill=kill or bool(self._broker_lost))
         for cancel_after in (False, True):
             if cancel_after:
                 for key in (*self._fleet.agents, *self._lanes.running):
@@ -334,6 +340,8 @@ class FluxExecutor:
                     if isinstance(event, JobEvent):
                         self._job_event(event, now)
                     elif isinstance(event, BrokerLost):
-                        return
+                        self._broker_lost = event.reason
+                if self._broker_lost:
+                    return  # nobody is left who could tell of ends; agents have been told to end
         if left := len(self._fleet.agents) + len(self._lanes.running):
             log.warning("%d jobs of this run have not ended; `flux jobs` lists them", left)

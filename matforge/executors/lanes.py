@@ -105,6 +105,8 @@ class Lanes:
         attempts += [*self._placed, *(job.task.attempt for job in self.running.values())]
         for agent, _ in self._placed.values():
             agent.link.lose_all(failure)
+        for key in self.running:
+            self._broker.cancel(key)
         for everything in (self._queue, self._placed, self.running):
             everything.clear()
         return [Lost(attempt, failure) for attempt in attempts]

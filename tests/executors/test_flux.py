@@ -351,6 +351,20 @@ def test_a_node_that_is_lost_or_drained_is_followed(four: fluxes.Instance, tmp_p
         harness.poll(lambda: harness.executor.capacity().total_cores == 6, patience=0.05)
 
 
+def test_when_flux_itself_goes_the_executor_says_so_and_its_agents_end(tmp_path: Path) -> None:
+    with fluxes.instance() as made, maker(tmp_path) as new:
+        harness = new()
+        task = harness.task(chores.endless)
+        harness.executor.submit([task])
+        harness.wait_until_started(task)
+        os.kill(made.broker_pid(0), signal.SIGKILL)
+        harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
+        assert isinstance(harness.wait_for([task])[0], Lost)
+        pids = fluxes.agents_of(harness.run_dir)
+        harness.executor.close()
+        assert all(wait_for_end(pid) for pid in pids)
+
+
 def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path) -> None:
     with maker(tmp_path) as new:
         harness = new()
