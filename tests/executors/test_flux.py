@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -294,6 +295,18 @@ def test_an_agent_that_cannot_reach_the_driver_says_so(
     failed = next(r for r in harness.reports if isinstance(r, ExecutorFailed))
     assert "MATFORGE_ADDRESS" in failed.failure.stderr
     assert "cannot be reached" in failed.failure.message
+
+
+def test_agents_that_never_say_hello_end_the_executor_by_the_deadline(
+    make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        endpoint = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setattr("matforge.executors.hub.Hub.endpoints", lambda self, near: [endpoint])
+        harness = make(start_s=1.0)
+        harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
+    failed = next(r for r in harness.reports if isinstance(r, ExecutorFailed))
+    assert "did not connect within 1 seconds" in failed.failure.message
 
 
 def test_an_executor_serves_one_run(make: Callable[..., Harness], tmp_path: Path) -> None:
