@@ -11,8 +11,8 @@ from typing import Protocol
 
 from matforge._version import __version__
 from matforge.executors.channel import node_lost
-from matforge.executors.flux import JobEvent, JobOrder
 from matforge.executors.hub import Hub
+from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Node
 from matforge.executors.protocol import Finished, Report
 from matforge.executors.remote import RemoteAgent
@@ -161,6 +161,13 @@ class Fleet:
             if agent.node.rank in gone:
                 self.lose(agent, "Flux has lost the node", now)
 
+    def leave(self, nodes: Iterable[Node]) -> None:
+        """Let agents of drained nodes finish what they have, and end."""
+        for node in nodes:
+            for block in node.blocks:
+                block.leaving = block.leaving or not block.fixed
+        self.dismiss_idle()
+
     # -- what agents say
 
     def hear(self, now: float) -> None:
@@ -220,10 +227,16 @@ class Fleet:
             elif agent.launched is not None and now - agent.launched > self._start_s:
                 self.lose(agent, f"its agent did not connect within {self._start_s:g} seconds", now)
                 self._jobs.cancel(key)
-            if agent.block.leaving and not agent.block.load and not agent.told_to_end:
-                self.dismiss(agent)
+        self.dismiss_idle()
 
     # -- the end of agents
+
+    def dismiss_idle(self) -> None:
+        """Let those end that are to leave and have nothing left to do."""
+        for agent in self.agents.values():
+            leaving = agent.block.leaving and not (agent.lost or agent.told_to_end)
+            if leaving and not agent.block.load:
+                self.dismiss(agent)
 
     def dismiss(self, agent: RemoteAgent, *, kill: bool = False) -> None:
         """Let an agent end, at once if ``kill``."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from matforge.engine.locations import read
 from matforge.executors.channel import profile_of
-from matforge.executors.flux import JobEvent, JobOrder
+from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Need, Node
 from matforge.executors.protocol import INLINE_LIMIT, Finished, Lost, Report, Started, Task
 from matforge.model import Failure, FailureKind, Lane, Location, Usage

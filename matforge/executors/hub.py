@@ -28,6 +28,7 @@ _FAST = re.compile(r"^(hsn|ib|mlx|opa|bond|cxi)")
 """Interfaces of the networks that compute nodes share, by the names that vendors give them."""
 _INNER = re.compile(r"^(lo|docker|virbr|veth|br-|cni|flannel|tun|tap)")
 """Interfaces that lead nowhere but into this machine."""
+LINGER_MS = 500
 LOOPBACK = "127.0.0.1"
 
 
@@ -153,7 +154,8 @@ class Hub:
             self._socket.send_multipart([identity, *frames], zmq.NOBLOCK)
 
     def close(self) -> None:
-        """Close everything; what was not sent is dropped."""
+        """Close everything; the last words to agents get a moment to leave."""
+        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.close()
         self._gate.close()
         self._context.term()

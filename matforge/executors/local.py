@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
 from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.executors.waker import Waker
 from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
@@ -108,12 +108,9 @@ class LocalExecutor:
         self._heard = self._polled = self._beat = 0.0
         self._closed = False
         self._look = 0.0
-        self._wake_lock = threading.Lock()
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
+        self._waker = Waker()
         self._poller = zmq.Poller()
-        self._poller.register(self._wake_read, zmq.POLLIN)
+        self._poller.register(self._waker.descriptor, zmq.POLLIN)
 
     # -- start
 
@@ -249,19 +246,14 @@ class LocalExecutor:
             self._heard += overslept
         if self._agent is not None and self._agent.read_end in ready:
             self._look = 0.0
-        if self._wake_read not in ready:
+        if self._waker.descriptor not in ready:
             return False
-        with suppress(BlockingIOError):
-            while os.read(self._wake_read, 4096):
-                pass
+        self._waker.clear()
         return True
 
     def wake(self) -> None:
         """Make a waiting :meth:`poll` return."""
-        with self._wake_lock:  # a closed descriptor may be another file's by now
-            if not self._closed:
-                with suppress(BlockingIOError):
-                    os.write(self._wake_write, b"w")
+        self._waker.wake()
 
     def now(self) -> float:
         """Unix time."""
@@ -363,10 +355,9 @@ class LocalExecutor:
 
     def close(self, *, kill: bool = False) -> None:
         """End the agent and all its slots; see the protocol."""
-        with self._wake_lock:
-            if self._closed:
-                return
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
         if self._agent is not None:
             agent, self._agent = self._agent, None
             self._send(agent, [encode({"t": "bye", "kill": kill})])
@@ -384,5 +375,4 @@ class LocalExecutor:
             shutil.rmtree(self._home, ignore_errors=True)
         if self._home_lock >= 0:
             os.close(self._home_lock)
-        for descriptor in (self._wake_read, self._wake_write):
-            os.close(descriptor)
+        self._waker.close()

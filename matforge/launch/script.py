@@ -130,14 +130,14 @@ def text(request: Request, folder: Path, workdir: Path, resume: Sequence[str], *
 _DRIVER = r"""
 if [ "${1:-}" = --driver ]; then
   # in the instance: Slurm and Flux signal the driver too, and this shell waits for what it makes of it
-  trap : HUP TERM
+  trap 'interrupted=1' HUP TERM
   shift
   : > "$folder/started"
   "$@" < /dev/null &
   driver=$!
-  wait "$driver"
-  code=$?
-  while kill -0 "$driver" 2> /dev/null; do
+  interrupted=1
+  while [ -n "$interrupted" ]; do
+    interrupted=
     wait "$driver"
     code=$?
   done
@@ -171,23 +171,31 @@ fi
 srun "${srun[@]}" --nodes="${SLURM_JOB_NUM_NODES:-1}" --ntasks="${SLURM_JOB_NUM_NODES:-1}" \
   --cpus-per-task="$cores" "${command[@]}" &
 step=$!
-trap 'kill -TERM "$step" 2> /dev/null' TERM INT
+trap 'interrupted=1; kill -TERM "$step" 2> /dev/null' TERM INT
 (
   for ((waited = 0; waited < start_s; waited++)); do
-    [ -e "$folder/started" ] && exit
+    [ -e "$folder/started" ] && break
     kill -0 "$step" 2> /dev/null || exit
     sleep 1
   done
-  echo "matforge: no driver was started within $start_s s: the Flux brokers do not find each other." >&2
-  echo 1 > "$folder/code"
-  kill -TERM "$step"
+  if [ ! -e "$folder/started" ]; then
+    echo "matforge: no driver was started within $start_s s: the Flux brokers do not find each other." >&2
+    echo 1 > "$folder/code"
+    kill -TERM "$step"
+  fi
+  # once the driver has left, brokers that do not follow must not use up the rest of the time
+  until [ -s "$folder/code" ]; do sleep 2; done
+  sleep 10
+  kill -KILL "$step" 2> /dev/null
 ) &
-wait "$step"
-code=$?
-while kill -0 "$step" 2> /dev/null; do
+watch=$!
+interrupted=1
+while [ -n "$interrupted" ]; do
+  interrupted=
   wait "$step"
   code=$?
 done
+kill "$watch" 2> /dev/null
 [ -s "$folder/code" ] && code=$(cat "$folder/code")
 """.strip()
 

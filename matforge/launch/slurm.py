@@ -91,12 +91,22 @@ def allocate(request: Request, script: Path) -> int:
             code = process.wait()
         with suppress(OSError):
             if begun.read_text().count("\n") >= turn:
+                # an allocation that is revoked at its end takes salloc with it, the driver's word stands
+                code = _driver_code(script.parent / "code", code)
                 if code != UNFINISHED or not request.requeue:
                     return code
                 print("matforge: the run is not finished; the same again.", file=sys.stderr)
                 continue
         raise RefusedError(f"Slurm gave no allocation (salloc ended with {code}); it has said why above.")
     return UNFINISHED
+
+
+def _driver_code(path: Path, otherwise: int) -> int:
+    """The exit code that the driver has left behind."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return otherwise
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -296,6 +297,18 @@ def test_an_agent_that_cannot_reach_the_driver_says_so(
     assert "cannot be reached" in failed.failure.message
 
 
+def test_agents_that_never_say_hello_end_the_executor_by_the_deadline(
+    make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        endpoint = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
+        monkeypatch.setattr("matforge.executors.hub.Hub.endpoints", lambda self, near: [endpoint])
+        harness = make(start_s=1.0)
+        harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
+    failed = next(r for r in harness.reports if isinstance(r, ExecutorFailed))
+    assert "did not connect within 1 seconds" in failed.failure.message
+
+
 def test_an_executor_serves_one_run(make: Callable[..., Harness], tmp_path: Path) -> None:
     harness = make()
     with pytest.raises(MatForgeError, match="one run"):
@@ -344,10 +357,25 @@ def test_a_node_that_is_lost_or_drained_is_followed(four: fluxes.Instance, tmp_p
         survivors = [t for t in tasks if not isinstance(harness.ends().get(t.attempt), Lost)]
         assert len(survivors) == 6
         assert all(end.failure is None for end in harness.wait_for(survivors))
+        harness.poll(lambda: len(fluxes.agents_of(harness.run_dir)) == 2, patience=0.05)
         more = harness.run(*(harness.task(chores.add, i, i) for i in range(40)))
         assert all(end.failure is None for end in more)
         four.run("resource", "undrain", "2")
         harness.poll(lambda: harness.executor.capacity().total_cores == 6, patience=0.05)
+
+
+def test_when_flux_itself_goes_the_executor_says_so_and_its_agents_end(tmp_path: Path) -> None:
+    with fluxes.instance() as made, maker(tmp_path) as new:
+        harness = new()
+        task = harness.task(chores.endless)
+        harness.executor.submit([task])
+        harness.wait_until_started(task)
+        os.kill(made.broker_pid(0), signal.SIGKILL)
+        harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
+        assert isinstance(harness.wait_for([task])[0], Lost)
+        pids = fluxes.agents_of(harness.run_dir)
+        harness.executor.close()
+        assert all(wait_for_end(pid) for pid in pids)
 
 
 def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path) -> None:
