@@ -17,8 +17,8 @@ CATALOGUE_NAME = "designated_vacua_catalog.parquet"
 RETRACTIONS_NAME = "retractions.parquet"
 NEXT_ID_KEY = b"matforge.vault.next_id"
 FORMAT_KEY, FORMAT = b"matforge.vault.format", b"1"
-PATIENCE_S = 600.0
-"""Somebody else's designation may take that long: its vacua are checked under the lock."""
+PATIENCE_S = 120.0
+"""Nobody changes the vault for longer."""
 
 SCHEMA = pa.schema(
     [

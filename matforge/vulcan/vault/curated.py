@@ -11,20 +11,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from matforge._version import __version__
 from matforge.model import UsageError
 from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.identity import GeometryId
-from matforge.vulcan.problems import Problem
-from matforge.vulcan.vault import catalogue, checks, intake, places
+from matforge.vulcan.vault import admission, catalogue, checks, intake, places
 from matforge.vulcan.vault.catalogue import Catalogue, VaultDamagedError
-from matforge.vulcan.vault.checks import ValidationError
 from matforge.vulcan.vault.filters import Filters, rows_of
 
 if TYPE_CHECKING:
@@ -131,10 +127,14 @@ class Vault:
         frame, row_tags = intake.without_tags(df)
         kept, batch = intake.sound(frame, where, force)
         table = intake.checked_table(batch, source_run_id or "vault")
+        # before the lock is taken, for it may take a while
+        problems = (
+            admission.unphysical(table, geometry, f_term_tol, tadpole_limit) if validate and geometry else []
+        )
         with self._catalogue.lock() as lease:
             known = self._catalogue.read()
-            problems = self._judge(known, table, geometry, where, validate, f_term_tol, tadpole_limit)
-            good = _admitted(problems, table.num_rows, kept, force)
+            problems += admission.repeated(known, table, geometry, where)
+            good = admission.admitted(problems, table.num_rows, kept, force)
             chosen = [sorted({*common, *row_tags[kept[row]]}) if row_tags else common for row in good]
             entry = {
                 "label": label, "committed_by": committed_by, "notes": notes, "validated": validate,
@@ -142,24 +142,6 @@ class Vault:
             }  # fmt: skip
             lease.check()
             return self._add(known, table.take(pa.array(good)), where, chosen, entry)
-
-    def _judge(
-        self, known: pa.Table, table: pa.Table, geometry: Geometry | None, where: GeometryId, validate: bool,
-        f_term_tol: float, tadpole_limit: int | None,
-    ) -> list[Problem]:  # fmt: skip
-        flux, z, tau = intake.values_of(table)
-        problems = []
-        if validate and geometry is not None:
-            susy = pc.fill_null(table["is_susy"], True).to_numpy()
-            problems = checks.failures(
-                geometry, flux, z, tau, susy, f_term_tol=f_term_tol, tadpole_limit=tadpole_limit
-            )
-        here = known.filter(pc.and_(pc.equal(known["geometry_id"], where.id), pc.invert(known["retracted"])))
-        old = intake.values_of(here) if here.num_rows else intake.nothing_of(flux.shape[1], z.shape[1])
-        twice = checks.duplicates(geometry, (flux, z, tau), old)
-        if len(twice):
-            problems = [*problems, Problem("", "the same vacuum is there already", tuple(map(int, twice)))]
-        return problems
 
     def _add(
         self,
@@ -409,15 +391,6 @@ class Vault:
         there = {str(p.relative_to(self.folder)) for p in (self.folder / DATA_DIRNAME).rglob("*.parquet")}
         found = [f"{file} is missing." for file in sorted(listed - there)]
         return found + [f"{file} is not in the catalogue." for file in sorted(there - listed)]
-
-
-def _admitted(problems: list[Problem], n_rows: int, kept: Sequence[int], force: bool) -> NDArray[np.int64]:
-    """The rows that may be designated; raises if some may not, or none."""
-    bad = {row for problem in problems for row in problem.rows}
-    good = [row for row in range(n_rows) if row not in bad]
-    if (problems and not force) or not good:
-        raise ValidationError([intake.renumbered(problem, kept) for problem in problems])
-    return np.array(good, dtype=np.int64)
 
 
 class NoSuchVacuumError(UsageError, KeyError):
