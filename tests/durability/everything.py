@@ -26,7 +26,20 @@ from matforge.strategy import (
 )
 from tests.harness import call, outcome, play, ref, resume
 
-NAMES = ("endless", "never", "grow", "twig", "leaf", "trigger", "slow", "flaky", "bad", "after", "merge", "forever")
+NAMES = (
+    "endless",
+    "never",
+    "grow",
+    "twig",
+    "leaf",
+    "trigger",
+    "slow",
+    "flaky",
+    "bad",
+    "after",
+    "merge",
+    "forever",
+)
 UNENDING = 3
 """Chores that only the strategy's stop ends: one that runs forever, and two that wait for it."""
 
