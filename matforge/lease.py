@@ -4,9 +4,10 @@ No flock, no SQLite, no mmap. The holder writes who it is (host, boot id, pid) a
 lease; another process takes over only when the holder is known to be dead (it ran where process
 ids mean what they mean here, and there is no such process) or has not renewed for a while.
 
-While a stale lock is being broken, two processes may believe for an instant that they hold it; the
-next :meth:`Lease.renew` tells all but one. Where that instant matters, whatever the lock guards has
-to be decided by an exclusive creation of its own.
+Each lock has a token of its own. Whoever replaces, renews or removes the lock with that token first
+makes a file that is named after it, exclusively, so of many that find a stale lock one takes it
+over, by a single rename, and nobody mistakes the new lock for the old one. A process that stood
+still, and whose lock was taken over meanwhile, notices before it does anything to the file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,44 @@ def _parse(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
+def _content(path: Path) -> dict[str, Any] | None:
+    """Who made the lock file ``path``; None if there is none.
+
+    One that cannot be read is somebody's, who never lets go: nothing is guessed about it.
+    """
+    try:
+        # empty: made by a process that died, or still is, between creating and filling it
+        return _parse(path) or {"renewed_at": path.stat().st_mtime}
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return {"renewed_at": float("inf")}
+
+
+def _identity(now: float) -> dict[str, Any]:
+    """This process, and a token that nothing else has."""
+    pid = os.getpid()
+    token = secrets.token_hex(8)
+    return {"token": token, **place(), "pid": pid, "start": _process_start(pid), "renewed_at": now}
+
+
+def _made(path: Path, content: dict[str, Any]) -> bool:
+    """Make a file that nobody else has made; False if it is there."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        return False
+    # a lock that cannot be filled must not stay behind, whatever happens from here on
+    try:
+        with os.fdopen(fd, "w") as file:
+            json.dump(content, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
+    return True
+
+
 class Lease:
     """One lock file.
 
@@ -88,6 +128,8 @@ class Lease:
         self.path = path
         self._mine: dict[str, Any] = {}
         self._renewed = 0.0
+        self.seized = False
+        """Whether it was taken from a holder that is silent, and not known to be dead."""
 
     def busy_sentence(self, who: str) -> str:
         """What a person is told when ``who`` holds the lock."""
@@ -122,52 +164,73 @@ class Lease:
             if not self._stale(held, now):
                 who = f"process {held['pid']} on {held['host']}" if "pid" in held else "another process"
                 raise self.error(self.busy_sentence(who))
-            self._break(held)
+            if self._take_over(held, now):
+                self.seized = "pid" in held and not self._is_here(held)
+                return
 
     def _create(self, now: float) -> bool:
-        token = {
-            "token": secrets.token_hex(8),
-            **place(),
-            "pid": os.getpid(),
-            "start": _process_start(os.getpid()),
-            "renewed_at": now,
-        }
-        try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
+        mine = _identity(now)
+        if not _made(self.path, mine):
             return False
-        # a lock that cannot be filled must not stay behind, whatever happens from here on
-        self._mine, self._renewed = token, now
-        try:
-            with os.fdopen(fd, "w") as file:
-                json.dump(token, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-            raise
+        self._mine, self._renewed = mine, now
         return True
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            # empty: made by a process that died, or still is, between creating and filling it
-            return _parse(self.path) or {"renewed_at": self.path.stat().st_mtime}
-        except FileNotFoundError:
-            return None
+        return _content(self.path)
+
+    def _is_here(self, held: dict[str, Any]) -> bool:
+        """Whether process ids of the holder mean what they mean here."""
+        return all(held.get(name) == here for name, here in place().items())
 
     def _stale(self, held: dict[str, Any], now: float) -> bool:
-        if all(held.get(name) == here for name, here in place().items()):
-            return not _alive(int(held["pid"]), held.get("start", ""))
-        return now - float(held.get("renewed_at", 0)) > LEASE_S
+        try:
+            if self._is_here(held):
+                return not _alive(int(held["pid"]), held.get("start", ""))
+            return now - float(held.get("renewed_at", 0)) > LEASE_S
+        except (KeyError, TypeError, ValueError):
+            return False  # something that is not understood is somebody's
 
-    def _break(self, held: dict[str, Any]) -> None:
-        """Set a stale lock aside; if it was another one by then, give that back."""
-        aside = self.path.with_name(f"{self.path.name}.stale-{secrets.token_hex(4)}")
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.rename(self.path, aside)
-            if _parse(aside).get("token") != held.get("token"):
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
-            aside.unlink()
+    def _take_over(self, held: dict[str, Any], now: float) -> bool:
+        """Put a lock of ours in the place of a stale one; False if that is another one by now."""
+        with self._guarded(held, now) as free:
+            if not free:
+                raise self.error(self.busy_sentence("another process, which is just taking it over"))
+            there = self._read()
+            if there is None or there.get("token") != held.get("token") or not self._stale(there, now):
+                return False
+            mine = _identity(now)
+            self._replace(mine)
+            self._mine, self._renewed = mine, now
+        return True
+
+    def _replace(self, content: dict[str, Any]) -> None:
+        beside = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.new")
+        try:
+            beside.write_text(json.dumps(content))
+            os.replace(beside, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+    @contextlib.contextmanager
+    def _guarded(self, held: dict[str, Any], now: float) -> Iterator[bool]:
+        """Be the only one to change the lock with this token; yields whether we are."""
+        guard = self.path.with_name(f"{self.path.name}.{held.get('token', 'unfilled')}.guard")
+        free = _made(guard, _identity(now))
+        if not free and (other := _content(guard)) is not None and self._stale(other, now):
+            # it died within the instant in which it had the guard
+            aside = guard.with_name(f"{guard.name}.{secrets.token_hex(4)}")
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(guard, aside)
+                aside.unlink()
+            free = _made(guard, _identity(now))
+        try:
+            yield free
+        finally:
+            if free:
+                with contextlib.suppress(OSError):
+                    guard.unlink()
 
     def renew(self, now: float) -> None:
         """Extend the lease, at most every :data:`RENEW_S` seconds.
@@ -179,11 +242,12 @@ class Lease:
         """
         if now - self._renewed < RENEW_S:
             return
-        self.check()
-        self._mine["renewed_at"] = self._renewed = now
-        beside = self.path.with_name(f"{self.path.name}.new")
-        beside.write_text(json.dumps(self._mine))
-        os.replace(beside, self.path)
+        with self._guarded(self._mine, now) as free:
+            if not free:
+                raise self.error(self.lost_sentence())
+            self.check()
+            self._mine["renewed_at"] = self._renewed = now
+            self._replace(self._mine)
 
     def check(self) -> None:
         """Raise :class:`HeldError` if another process has taken the lock meanwhile."""
@@ -194,7 +258,9 @@ class Lease:
     def release(self) -> None:
         """Give the lock back; does nothing if it is no longer ours."""
         with contextlib.suppress(OSError):  # then the lease runs out by itself
-            held = self._read()
-            if held is not None and self._mine and held.get("token") == self._mine["token"]:
-                self.path.unlink()
+            if self._mine:
+                with self._guarded(self._mine, self._renewed) as free:
+                    held = self._read() if free else None
+                    if held is not None and held.get("token") == self._mine["token"]:
+                        self.path.unlink()
         self._mine = {}

@@ -302,6 +302,8 @@ def reopen(
     now = time.time() if made is None else made.now()
     with ExitStack() as undo:
         lock = _locked(run_dir, now, undo)
+        if lock.seized:
+            _detached_journal(run_dir)
         with _no_garbage():
             records, tail = journal.read(run_dir / JOURNAL_NAME)
         first = _first(run_dir, records, whole=script is None)
@@ -390,6 +392,14 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _detached_journal(run_dir: Path) -> None:
+    path = run_dir / JOURNAL_NAME
+    try:
+        journal.Journal.detach(path)
+    except OSError as error:
+        raise StorageError(storage_sentence(path, error)) from error
 
 
 def _reopened_journal(run_dir: Path, tail: journal.Tail, sequence: int, power: bool) -> journal.Journal:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -167,6 +168,16 @@ class Journal:
         if tail.torn:
             os.truncate(path, tail.end)
         return cls(path, sequence=sequence, sync_every_write=sync_every_write)
+
+    @staticmethod
+    def detach(path: Path) -> None:
+        """Go on in a new file of that name: what a driver that stood still has yet to write, and it has
+        the old one open, will never be read."""
+        beside = path.with_name(f".{path.name}.new")
+        shutil.copyfile(path, beside)
+        sync_path(beside)
+        os.replace(beside, path)
+        sync_path(path.parent)
 
     def append(self, record: dict[str, Any]) -> None:
         """Queue a record; it is on its way to the disk after the next :meth:`flush`."""

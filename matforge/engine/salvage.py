@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def mend(run: Run, chore_id: str, failure: Failure) -> bool:
         return True  # it is being made again already, or cannot be, and then the chore ends with it
     if is_whole(run.store.path, where):
         # written anew meanwhile, or seen late by another host; but not for ever
-        tries = sum(a["outcome"] == FailureKind.STORAGE.value for a in record.attempts) + 1
-        return bool(tries < TRIES)
+        before = [a for a in record.attempts if a["outcome"] == FailureKind.STORAGE.value]
+        return len(before) + 1 < TRIES
     return _restored(run, where) or run.remake(source)
 
 
@@ -88,9 +89,7 @@ def _restored(run: Run, where: Location) -> bool:
     that has undone the renaming."""
     path = run.store.path / where.path
     for found in path.parent.glob(f"{path.name}.e*"):
-        if is_whole(
-            run.store.path, Location(f"{where.path}{found.name[len(path.name) :]}", *where.as_list()[1:])
-        ):
+        if is_whole(run.store.path, replace(where, path=str(found.relative_to(run.store.path)))):
             with suppress(OSError):
                 os.replace(found, path)
                 return True

@@ -1,0 +1,1 @@
+"""What a run survives: kills, power failures, full disks, other drivers."""
