@@ -38,6 +38,9 @@ class ChoreFailedError(MatForgeError):
         super().__init__(message)
         self.failure = failure
 
+    def __reduce__(self) -> Any:
+        return (ChoreFailedError, (str(self), self.failure))
+
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
@@ -84,6 +87,7 @@ class ChoreExecutor(Executor):
         self._session.when_over(partial(self._ended.put, None))
         self._teller = threading.Thread(target=self._tell, name="matforge-futures", daemon=True)
         self._teller.start()
+        threading.Thread(target=self._mind_the_script, name="matforge-executor-end", daemon=True).start()
 
     @property
     def run_dir(self) -> Path:
@@ -107,6 +111,11 @@ class ChoreExecutor(Executor):
         if not callable(fn):
             raise UsageError(f"A chore must be a function, not {type(fn).__name__}.")
         payload, inputs = pack(((fn, *args), kwargs))
+        if inputs:
+            raise UsageError(
+                f"An argument refers to {inputs[0]} of a pipeline; a call of an executor can only use "
+                "values. Take that one's value with .result() and pass it on."
+            )
         name = slug(str(getattr(fn, "__qualname__", type(fn).__name__)))
         future = _ChoreFuture(self._session)
         with self._lock:
@@ -132,6 +141,11 @@ class ChoreExecutor(Executor):
         if wait:
             self._session.wait()
             self._teller.join()
+
+    def _mind_the_script(self) -> None:
+        """A script may end without :meth:`shutdown`; then the run ends when its calls have."""
+        threading.main_thread().join()
+        self.shutdown(wait=False)
 
     def _tell(self) -> None:
         """Load results in a thread of our own: what a user pickled may take its time."""

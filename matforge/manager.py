@@ -271,7 +271,12 @@ class FluxManager:
         # a plan has numbered its chores already, so others have to wait for their numbers
         while self._additions and self._interrupted is None and self.engine.plan is None:
             call, added = self._additions.popleft()
-            added.set_result(self.engine.add(call))
+            try:
+                chore = self.engine.add(call)
+            except BaseException as error:  # somebody waits for an answer, and the run ends of it
+                added.set_exception(error)
+                raise
+            added.set_result(chore)
         return self._interrupted is None
 
     def _cancel(self, chore_id: str) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from matforge import ChoreExecutor, ChoreFailedError, FailureKind, MatForgeError, UsageError
+from matforge import ChoreExecutor, ChoreFailedError, FailureKind, MatForgeError, Pipeline, UsageError
+from matforge.model import RunState
 from matforge.opening import reopen
 
 
@@ -111,3 +116,37 @@ def test_a_run_of_calls_that_was_interrupted_can_be_resumed(tmp_path: Path) -> N
     path.write_text("late")
     session.wait(60)
     assert session.outcome()["chore-read-0001"] == "late"
+
+
+def test_a_reference_of_a_pipeline_is_refused(pool: ChoreExecutor, tmp_path: Path) -> None:
+    reference = Pipeline(tmp_path).chore()(abs)(-1)
+    with pytest.raises(UsageError, match=r"refers to chore-abs-0001 of a pipeline.*\.result\(\)"):
+        pool.submit(abs, reference)
+    assert pool.submit(abs, -2).result(60) == 2
+
+
+def test_a_call_that_cannot_be_recorded_is_told_to_who_waits(
+    pool: ChoreExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(call: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "journal.jsonl")
+
+    monkeypatch.setattr(pool._session.engine, "add", full)
+    with pytest.raises(OSError, match="No space left"):
+        pool.submit(abs, -1)
+    assert pool._session.wait(60) is RunState.INTERRUPTED
+
+
+def test_a_failure_can_be_passed_to_another_process(pool: ChoreExecutor) -> None:
+    error = pool.submit(broken, "no").exception(60)
+    assert isinstance(error, ChoreFailedError)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.failure) == (str(error), error.failure)
+
+
+def test_a_script_that_forgets_to_shut_down_ends_when_its_calls_have(tmp_path: Path) -> None:
+    script = "from matforge import ChoreExecutor; ChoreExecutor(1, quiet=True).submit(abs, -1)"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60, check=True)
+    (status,) = tmp_path.glob("*/status.json")
+    document = json.loads(status.read_text())
+    assert (document["workflow"]["state"], document["current"]["completed"]) == ("completed", 1)

@@ -305,6 +305,8 @@ class Pool:
             if len(slot.assigned) > 1:
                 slot.pace = 1.0
                 self._requeue(slot.take_back())
+                if not slot.assigned:  # it has not begun even the first, and is free to begin another
+                    self.places.release(slot)
             first = slot.assigned[0] if slot.assigned else None
             if first is not None and not first.started:
                 first.started = True
