@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,8 +46,12 @@ class Live(Protocol):
 TERM_S = 20.0
 """Seconds that chores have to end after SIGTERM; Slurm and others kill after 30."""
 
-_told = False
-"""Whether the runs of this process were told to end."""
+ONCE_S = 1.0
+"""Seconds in which the same signal twice counts as once: ``timeout``, and some batch systems, send theirs to the
+process and then to its group."""
+
+_told: tuple[int, float] | None = None
+"""By which signal the runs of this process were told to end, and when (monotonic)."""
 _LIVE: weakref.WeakSet[Live] = weakref.WeakSet()
 """Sessions of this process that a signal has to end."""
 
@@ -99,18 +104,21 @@ def _on_end(signum: int, frame: Any) -> None:
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
         return
-    if _told and signum == signal.SIGHUP:
-        return  # Slurm has sent SIGTERM to all, and Flux passes on what its broker was sent
-    if _told:
+    if _told is not None:
+        first, when = _told
+        if signum == signal.SIGHUP:
+            return  # Slurm has sent SIGTERM to all, and Flux passes on what its broker was sent
+        if signum == first and time.monotonic() - when < ONCE_S:
+            return
         _stop(f"a second {name}")
     else:
-        _told = True
+        _told = signum, time.monotonic()
         for one in sessions:
             one.drain(name, None if signum == signal.SIGUSR1 else TERM_S)
         for one in sessions:
             while not one.over:
                 one.join(1.0)
-    _told = False
+    _told = None
     _leave(75)
 
 

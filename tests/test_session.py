@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from matforge.chore import Call, ChoreSpec
 from matforge.engine import journal
 from matforge.engine.lock import LockedError
 from matforge.engine.status import read_status
-from matforge.engine.store import JOURNAL_NAME, LOCK_NAME
+from matforge.engine.store import JOURNAL_NAME, LOCK_NAME, LOG_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.model import (
@@ -626,3 +627,35 @@ def test_a_signal_after_the_run_does_what_it_always_did(folder: Path) -> None:
     ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60)
     assert ended.returncode == -signal.SIGTERM
     assert read_status(next(folder.iterdir()))["workflow"]["state"] == "completed"
+
+
+TOLD_TWICE = """
+import sys
+from matforge import Pipeline, signals
+signals.ONCE_S = 600.0
+pipe = Pipeline(sys.argv[1], workers=1)
+first = pipe.chore("read")(lambda path: open(path).read())(sys.argv[2])
+pipe.chore("after")(lambda text: text)(first)
+pipe.submit(quiet=True).result()
+"""
+
+
+def test_two_signals_at_once_count_as_one(tmp_path: Path) -> None:
+    """``timeout`` sends its signal to the process, and then to the group that it is in."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    command = [sys.executable, "-c", TOLD_TWICE, str(tmp_path / "runs"), str(gate)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as driver, gate.open("w") as held:
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        driver.send_signal(signal.SIGTERM)
+        with (run_dir / LOG_NAME).open() as log:
+            deadline = time.monotonic() + 30
+            while "nothing more is started" not in log.read():
+                assert time.monotonic() < deadline
+        driver.send_signal(signal.SIGTERM)
+        held.write("read to its end")
+        held.close()
+        _, errors = driver.communicate(timeout=30)
+        assert driver.returncode == 75, errors
+    status = read_status(run_dir)
+    assert (status["workflow"]["state"], status["current"]["completed"]) == ("interrupted", 1)
