@@ -126,9 +126,9 @@ def _completed(
     while index:
         with ENDED:
             while not (found := news()):
-                for key, chore_id in index:
-                    if sessions[key].over:
-                        raise MatForgeError(f"The run ended before {chore_id} had.")
+                over = {key for key, session in sessions.items() if session.over}
+                if over and (gone := [name for key, name in index if key in over]):
+                    raise MatForgeError(f"The run ended before {gone[0]} had.")
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     missing = sum(map(len, index.values()))

@@ -341,7 +341,7 @@ def reopen(
             run, maker, strategy, functions, settings, lock,
             started_at=first["t"], fresh=fresh, sys_path=first["sys_path"],
         )  # fmt: skip
-        session.alias = alias
+        session.rename(alias)
         if tail.torn:
             log.warning("cut off %d bytes of a write that never finished", tail.torn)
         if lost:

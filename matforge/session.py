@@ -10,7 +10,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ log = logging.getLogger("matforge")
 
 ENDED = threading.Condition()
 """Told whenever a chore or a run of this process ends; one for all, so that one can wait for several."""
+
+
+OTHER = "other:"
+"""Before the id of a chore that a script does not know, if the script has another with that id."""
 
 
 class RunFailedError(MatForgeError):
@@ -44,6 +48,9 @@ class RunFailedError(MatForgeError):
         self.results = results
         self.failures = failures
 
+    def __reduce__(self) -> Any:
+        return (RunFailedError, (str(self), dict(self.results), self.failures))
+
 
 class InterruptedRunError(MatForgeError):
     """The run ended before its end and can be resumed."""
@@ -56,12 +63,13 @@ class Results(Mapping[str, Any]):
         self._session = session
 
     def __getitem__(self, chore_id: str) -> Any:
-        if chore_id not in self._session.results:
+        real = self._session.real(chore_id)
+        if real not in self._session.results:
             raise KeyError(chore_id)
-        return self._session.read_result(chore_id)
+        return self._session.read_result(real)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._session.results))
+        return map(self._session.shown, list(self._session.results))
 
     def __len__(self) -> int:
         return len(self._session.results)
@@ -83,6 +91,7 @@ class Session:
     alias: dict[str, str] = field(default_factory=dict)
     """Id in the script's pipeline to id in the run, where they differ: a run that a script went on with
     may have numbered its chores otherwise."""
+    _shown: dict[str, str] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     """Ids of the chores that have ended, whichever way, in that order."""
     on_chore: list[Callable[[str], None]] = field(default_factory=list)
@@ -199,9 +208,24 @@ class Session:
         """Whether a chore has ended, whichever way."""
         return chore_id in self._has_ended
 
+    def rename(self, ids: Mapping[str, str]) -> None:
+        """Take ids of a script's pipeline (to ids in the run), where they differ.
+
+        What the script does not know keeps its id in the run, marked if the script has given that to
+        another chore.
+        """
+        known = set(ids.values())
+        marked = {f"{OTHER}{name}": name for name in ids if name not in known}
+        self.alias = {**ids, **marked}
+        self._shown = {real: name for name, real in self.alias.items()}
+
     def real(self, chore_id: str) -> str:
         """The id in the run of a chore that the script knows as ``chore_id``."""
         return self.alias.get(chore_id, chore_id)
+
+    def shown(self, chore_id: str) -> str:
+        """Inverse of :meth:`real`."""
+        return self._shown.get(chore_id, chore_id)
 
     def wait_for(self, chore_id: str, timeout: float | None = None) -> None:
         """Wait until one chore has ended, or the run has.
@@ -234,7 +258,14 @@ class Session:
             if node.state is ChoreState.CANCELLED:
                 raise MatForgeError(f"{chore_id} has no result: it was cancelled.")
             raise MatForgeError(f"{chore_id} has no result yet.")
-        return pickle.loads(self.engine.store.read(where))
+        data = self.engine.store.read(where)
+        try:
+            return pickle.loads(data)
+        except Exception as error:  # unpickling runs arbitrary code
+            raise MatForgeError(
+                f"The result of {chore_id} in {self.run_dir / where.path} cannot be loaded: "
+                f"{type(error).__name__}: {error}."
+            ) from error
 
     def outcome(self) -> Results:
         """All results, once the run has ended.
@@ -254,7 +285,16 @@ class Session:
                 f"The run was interrupted ({manager.problem}); "
                 f"`matforge resume {self.run_dir}` goes on with it."
             )
-        raise RunFailedError(self._sentence(), Results(self), dict(self.failures))
+        raise RunFailedError(self._sentence(), Results(self), self._told_failures())
+
+    def _told_failures(self) -> dict[str, Failure]:
+        """Failures by the ids that the script knows."""
+        if not self.alias:
+            return dict(self.failures)
+        return {
+            self.shown(i): f if f.root is None else replace(f, root=self.shown(f.root))
+            for i, f in self.failures.items()
+        }
 
     def _sentence(self) -> str:
         if self.manager.problem:

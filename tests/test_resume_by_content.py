@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from matforge import ChoreSpec, Event, FutureProcessingStrategy, Pipeline, UsageError, View
+from matforge import (
+    ChoreSpec,
+    Event,
+    FutureProcessingStrategy,
+    Pipeline,
+    RunFailedError,
+    UsageError,
+    View,
+)
 from matforge.engine import journal
 from matforge.engine.store import JOURNAL_NAME
 from matforge.model import RunState
@@ -156,3 +164,34 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     pipe.chore("one")(lambda: 1)()
     with pytest.raises(UsageError, match="is not a run and holds none"):
         pipe.submit()
+
+
+def test_results_and_failures_go_by_the_ids_that_the_script_knows(tmp_path: Path) -> None:
+    """A script that has grown in front numbers its chores otherwise than the run that it goes on with."""
+
+    def recorded(pipe: Pipeline, *numbers: int) -> list[Any]:
+        return pipe.chore("inverse")(lambda n: 1 / n).map(numbers)
+
+    pipe = Pipeline(tmp_path, workers=1)
+    recorded(pipe, 1, 2)
+    pipe.exec("true", name="dropped")
+    first = pipe.submit(quiet=True)
+    assert first.wait(60) is RunState.COMPLETED
+
+    pipe = Pipeline(tmp_path, workers=1, resume=first.run_dir)
+    zero, four, one, two = recorded(pipe, 0, 4, 1, 2)
+    after = pipe.chore("after")(lambda x: x)(zero)
+    with pytest.raises(RunFailedError) as failed:
+        pipe.submit(quiet=True).result(60)
+    results, failures = failed.value.results, failed.value.failures
+    assert [results[ref.chore_id] for ref in (four, one, two)] == [0.25, 1.0, 0.5]
+    assert zero.chore_id not in results
+    assert {name: failure.root for name, failure in failures.items()} == {
+        zero.chore_id: None,
+        after.chore_id: zero.chore_id,
+    }
+    assert sorted(results) == [
+        "chore-dropped-0003",
+        *sorted(ref.chore_id for ref in (four, one, two)),
+    ]
+    assert len(dict(results)) == len(results) == 4
