@@ -83,6 +83,8 @@ class ChoreRegistry:
         """
         if not callable(func):
             raise UsageError(f"A chore must be a function, not {type(func).__name__}.")
+        if name is not None and not isinstance(name, str):
+            raise UsageError(f"The name of a chore must be a string, not {name!r}.")
         qualname = name or str(getattr(func, "__qualname__", type(func).__name__))
         known = self._entries.get(qualname)
         if known is not None and known.func is not func and not _redefined(known.func, func):

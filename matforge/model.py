@@ -232,8 +232,9 @@ class Resources:
         for name in ("mpi", "inherit_env", "isolated"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be True or False, not {getattr(self, name)!r}.")
-        if self.env is not None and not all(
-            isinstance(k, str) and isinstance(v, str) for k, v in self.env.items()
+        if self.env is not None and not (
+            isinstance(self.env, Mapping)
+            and all(isinstance(k, str) and isinstance(v, str) for k, v in self.env.items())
         ):
             raise UsageError(f"env must map strings to strings, not {self.env!r}.")
 

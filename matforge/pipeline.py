@@ -62,7 +62,9 @@ class Pipeline:
     resume : path, optional
         A run that an earlier execution of the script began: :meth:`submit` goes on with it. Its chores
         are found by their content (function, arguments, and how often they were recorded before), and
-        what completed is not run again. Default: ``MATFORGE_RESUME``, for the first submit of a process.
+        what completed is not run again. If it records others than before, its ids of chores may differ
+        from those in the run directory; results and failures go by its own. Default:
+        ``MATFORGE_RESUME``, for the first submit of a process.
     reserve_broker_node, controller_cores
         Accepted and without effect: the driver needs no place of its own.
     """
@@ -300,17 +302,9 @@ class Pipeline:
             To a :class:`~matforge.CommandResult`: exit code and the paths of its streams.
         """
         self._check_open()
-        words = shlex.split(command) if isinstance(command, str) else list(command)
-        if not words:
-            raise UsageError("A command needs at least the name of a program.")
-        for word in words:
-            if isinstance(word, str) and "OutputReference(" in word:
-                raise UsageError(
-                    f"The command holds the text of a reference, {word[:60]!r}: give the command as a list "
-                    "and the reference as an item of it."
-                )
+        words = _words(command)
         payload, inputs = pack(words, self)
-        _, after = pack(list(deps), self)
+        _, after = pack(_references(deps), self)
         program = "command" if isinstance(words[0], OutputReference) else Path(str(words[0])).name
         wants = resources or Resources(num_tasks, cores_per_task, gpus_per_task, mpi, env, inherit_env)
         if memory is not None:
@@ -502,3 +496,29 @@ class Pipeline:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             self.close()
+
+
+def _words(command: Sequence[Any] | str) -> list[Any]:
+    """A command as a list; raises :class:`UsageError` if it cannot be one."""
+    try:
+        words = shlex.split(command) if isinstance(command, str) else list(command)
+    except ValueError as error:  # shlex: a quotation that nobody closes
+        raise UsageError(f"The command {command!r} cannot be taken apart: {error}.") from error
+    if not words:
+        raise UsageError("A command needs at least the name of a program.")
+    for word in words:
+        if isinstance(word, str) and "OutputReference(" in word:
+            raise UsageError(
+                f"The command holds the text of a reference, {word[:60]!r}: give the command as a list "
+                "and the reference as an item of it."
+            )
+    return words
+
+
+def _references(deps: Iterable[OutputReference] | OutputReference) -> list[OutputReference]:
+    """What a command waits for; anything but a reference would be no wait at all, and nobody told."""
+    found = [deps] if isinstance(deps, OutputReference) else list(deps)
+    for one in found:
+        if not isinstance(one, OutputReference):
+            raise UsageError(f"deps must be references to chores of this pipeline, not {one!r}.")
+    return found

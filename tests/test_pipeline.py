@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,7 @@ def test_wrong_settings_are_refused_when_the_pipeline_is_made(wrong: dict[str, A
         ({"gpus_per_task": -1}, "gpus_per_task must be a whole number of at least 0, not -1"),
         ({"mpi": "yes"}, "mpi must be True or False, not 'yes'"),
         ({"env": {"X": 1}}, "env must map strings to strings"),
+        ({"env": ["X=1"]}, "env must map strings to strings"),
     ],
     ids=str,
 )
@@ -263,6 +265,12 @@ def test_other_mistakes_are_told_where_they_are_made(tmp_path: Path) -> None:
         sq.options(nice="high")(1)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="A command needs at least the name of a program"):
         pipe.exec([])
+    with pytest.raises(UsageError, match='The command "echo \'a" cannot be taken apart: No closing'):
+        pipe.exec("echo 'a")
+    with pytest.raises(UsageError, match="deps must be references to chores of this pipeline, not 'chore-a'"):
+        pipe.exec("true", deps=["chore-a"])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match="The name of a chore must be a string, not 5"):
+        pipe.chore(5)(square)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"Write @pipe.chore\(\), with parentheses"):
         pipe.chore(square)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="argument 1, of type generator, cannot be pickled"):
@@ -448,3 +456,32 @@ def test_a_strategy_can_be_named_in_the_environment(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MATFORGE_STRATEGY", "thomson")
     with pytest.raises(UsageError, match="There is no strategy 'thomson'"):
         Pipeline(tmp_path).submit()
+
+
+class Unreadable:
+    """Can be written, but not read."""
+
+    def __reduce__(self) -> Any:
+        return (int, ("text",))
+
+
+def test_a_result_that_cannot_be_loaded_is_told_with_chore_and_file(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+    bad = pipe.chore("bad")(Unreadable)()
+    results = pipe.submit(quiet=True).result(60)
+    sentence = r"The result of chore-bad-0001 in .*result\.pickle cannot be loaded: ValueError: invalid"
+    with pytest.raises(MatForgeError, match=sentence):
+        bad.result()
+    with pytest.raises(MatForgeError, match=sentence):
+        dict(results)
+
+
+def test_the_error_of_a_run_can_be_passed_to_another_process(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+    pipe.chore("bad")(lambda: 1 / 0)()
+    good = pipe.chore("good")(lambda: 1)()
+    with pytest.raises(RunFailedError) as failed:
+        pipe.submit(quiet=True).result(60)
+    again = pickle.loads(pickle.dumps(failed.value))
+    assert str(again) == str(failed.value)
+    assert (again.results, again.failures) == ({good.chore_id: 1}, failed.value.failures)
