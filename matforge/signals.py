@@ -47,8 +47,8 @@ TERM_S = 20.0
 """Seconds that chores have to end after SIGTERM; Slurm and others kill after 30."""
 
 ONCE_S = 1.0
-"""Seconds in which the same signal twice counts as once: ``timeout``, and some batch systems, send theirs to the
-process and then to its group."""
+"""Seconds in which the same signal twice counts as once: ``timeout``, and some batch systems, send
+theirs to the process and then to its group."""
 
 _told: tuple[int, float] | None = None
 """By which signal the runs of this process were told to end, and when (monotonic)."""
