@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from matforge.settings import Settings
 from matforge.worker.endings import storage_failure
 from tests.durability.everything import LAST, NAMES, Everything, behave, calls, check_resumed, undisturbed
 from tests.durability.test_power import Publishing
-from tests.harness import call, outcome, play, ref, registry, resume
+from tests.harness import call, outcome, play, records, ref, registry, resume
 
 PAGE = 4096
 
@@ -147,6 +149,37 @@ def test_a_journal_that_may_not_grow_any_more_stops_the_run_at_any_record(folder
         check_resumed(resume(session.run_dir, behave)[0], expected)
         shutil.rmtree(base)
     assert stopped >= 10
+
+
+LARGE = """
+from matforge import Pipeline
+
+pipe = Pipeline()
+small = pipe.chore(name="small")(lambda: b"x" * 1000)()
+large = pipe.chore(name="large")(lambda data: data * 3000)(small)
+length = pipe.chore(name="length")(len)(large)
+print(pipe.submit(quiet=True).result()[length.chore_id])
+"""
+
+
+def test_commands_leave_with_75_when_the_disk_is_full_and_resume_goes_on(disk: Path, tmp_path: Path) -> None:
+    def matforge(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "matforge", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+
+    (tmp_path / "script.py").write_text(LARGE)
+    begun = matforge("run", "--dir", str(disk), "--workers", "1", "script.py")
+    assert begun.returncode == 75, begun.stderr
+    assert "the disk is full; free some space" in begun.stderr
+    assert "Traceback" not in begun.stderr
+    assert matforge("resume", str(disk)).returncode == 75
+    subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+    gone_on = matforge("resume", str(disk))
+    assert gone_on.returncode == 0, gone_on.stderr
+    (run_dir,) = disk.glob("matforge*")
+    assert pickle.loads((run_dir / "out/chore-length-0003/result.pickle").read_bytes()) == 3_000_000
+    tried = [r["id"] for r in records(run_dir) if r["e"] == "retry"]
+    assert set(tried) == {"chore-large-0002"}
 
 
 SCRIPT = [call("a"), call("b", ref("a", 1)), call("c", ref("b", 2))]
