@@ -19,6 +19,8 @@ from typing import Any
 
 import matforge
 from matforge.engine.graph import TRANSITIONS
+from matforge.model import FailureKind
+from matforge.policy import RULES
 
 DOCS = Path(__file__).parent
 WIDTH = 100
@@ -133,7 +135,22 @@ def _row(parameter: Any) -> str:
     return f"| {label} | {text} |"
 
 
-PARTS: dict[str, Callable[[], str]] = {"state diagram": diagram, "commands": commands}
+def failures() -> str:
+    """Every kind of failure, what it means, and what trying again costs."""
+    lines = ["| kind | a chore fails so when | another try |", "|---|---|---|"]
+    for kind in FailureKind:
+        rule = RULES[kind]
+        cost = {None: "never", 0: "costs none of its `retries`"}.get(rule.cost, "costs one of its `retries`")
+        pause = ", after a pause" if rule.pauses else ""
+        lines.append(f"| {kind.value} | {rule.why} | {cost}{pause} |")
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "state diagram": diagram,
+    "commands": commands,
+    "kinds of failure": failures,
+}
 """What a page may have generated parts of, to what makes them; two comments enclose each."""
 
 

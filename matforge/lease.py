@@ -257,10 +257,18 @@ class Lease:
 
     def release(self) -> None:
         """Give the lock back; does nothing if it is no longer ours."""
+        if not self._mine:
+            return
         with contextlib.suppress(OSError):  # then the lease runs out by itself
-            if self._mine:
+            try:
                 with self._guarded(self._mine, self._renewed) as free:
-                    held = self._read() if free else None
-                    if held is not None and held.get("token") == self._mine["token"]:
-                        self.path.unlink()
+                    if free:
+                        self._remove()
+            except OSError:  # no room for the guard, and so for nobody's
+                self._remove()
         self._mine = {}
+
+    def _remove(self) -> None:
+        held = self._read()
+        if held is not None and held.get("token") == self._mine["token"]:
+            self.path.unlink()

@@ -517,5 +517,4 @@ class FluxManager:
                 self.status.write(self._teller.counters(), self._executor.now(), force=True)
         finally:
             run.journal.abandon()
-            with suppress(OSError):
-                run.store.close()
+            run.store.abandon()

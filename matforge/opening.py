@@ -107,7 +107,7 @@ def begin(
         If a setting is wrong, or a chore can never fit; before anything is made.
     """
     settings.check()
-    with ExitStack() as undo:
+    with _storage_told(settings.basedir), ExitStack() as undo:
         executor = executor or _executor(settings)
         undo.callback(executor.close, kill=True)
         calls = [defaults.call(call) for call in calls]
@@ -122,7 +122,7 @@ def begin(
         power = settings.durability == "power"
         store = RunStore(run_dir, layout=settings.layout)
         store.expected = len(calls)
-        undo.callback(store.close)
+        undo.callback(store.abandon)
         functions = _functions(registry, defaults, store)
         store.put_function(STRATEGY_FILE, frozen)
         record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=power)
@@ -145,6 +145,15 @@ def _note_run(run_dir: Path) -> None:
     if name := os.environ.get(RUNS_FILE):
         with open(name, "a") as file:
             file.write(f"{run_dir.resolve()}\n")
+
+
+@contextmanager
+def _storage_told(place: Path) -> Iterator[None]:
+    """Whatever the disk refuses while a run is opened is one sentence for a person."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(storage_sentence(Path(error.filename or place), error)) from error
 
 
 def _locked(run_dir: Path, now: float, undo: ExitStack) -> RunLock:
@@ -300,10 +309,10 @@ def reopen(
         had submitted everything (and no script is given that does so now).
     """
     now = time.time() if made is None else made.now()
-    with ExitStack() as undo:
+    with _storage_told(run_dir), ExitStack() as undo:
         lock = _locked(run_dir, now, undo)
         if lock.seized:
-            _detached_journal(run_dir)
+            journal.Journal.detach(run_dir / JOURNAL_NAME)
         with _no_garbage():
             records, tail = journal.read(run_dir / JOURNAL_NAME)
         first = _first(run_dir, records, whole=script is None)
@@ -317,7 +326,7 @@ def reopen(
         power = settings.durability == "power"
         store = RunStore(run_dir, layout=settings.layout, epoch=epoch)
         store.expected = max((r["n"] for r in records if r["e"] == "submitted"), default=0)
-        undo.callback(store.close)
+        undo.callback(store.abandon)
         record = _reopened_journal(run_dir, tail, len(records), power)
         undo.callback(record.abandon)
         run = Run(store, record, epoch=epoch, fits=_fits(maker))
@@ -392,14 +401,6 @@ def _no_garbage() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _detached_journal(run_dir: Path) -> None:
-    path = run_dir / JOURNAL_NAME
-    try:
-        journal.Journal.detach(path)
-    except OSError as error:
-        raise StorageError(storage_sentence(path, error)) from error
 
 
 def _reopened_journal(run_dir: Path, tail: journal.Tail, sequence: int, power: bool) -> journal.Journal:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -254,4 +255,12 @@ class RunStore:
         """Write out and close the driver's segment."""
         if self._segment is not None:
             file, self._segment = self._segment, None
-            file.close()
+            try:
+                file.close()
+            except OSError as error:
+                raise StorageError(storage_sentence(Path(file.name), error)) from error
+
+    def abandon(self) -> None:
+        """Close the driver's segment, whether or not all of it can be written."""
+        with suppress(StorageError):
+            self.close()

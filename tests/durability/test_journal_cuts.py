@@ -28,7 +28,7 @@ def first_byte_after_submitting(run_dir: Path) -> int:
 
 
 @pytest.mark.parametrize("layout", ["full", "packed"])
-def test_a_journal_cut_at_any_byte_is_gone_on_with(folder: Path, layout: str) -> None:
+def test_a_journal_cut_anywhere_is_gone_on_with(folder: Path, layout: str) -> None:
     session, _ = play(folder, CALLS, value, layout=layout)
     session.wait(30)
     expected, run_dir = outcome(session), session.run_dir

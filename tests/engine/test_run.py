@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from matforge.model import (
 )
 
 BOOM = Failure(FailureKind.EXCEPTION, "boom")
+UNREAD = Failure(FailureKind.STORAGE, "An input is missing.", input=0)
 GONE = Failure(FailureKind.WORKER_LOST, "gone")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped")
 HERE = Location("segments/1-slot.seg", 0, 1, 0)
@@ -495,7 +497,9 @@ class RunMachine(RuleBasedStateMachine):
         for _ in range(3):
             if (instruction := self.run.submit_next()) is not None:
                 self.attempts.append(Attempt(instruction.id, self.run.epoch, instruction.number))
-        outcome = st.sampled_from(["good", "good", "good", "bad", "stopped", "lost", "lost", "stop"])
+        outcome = st.sampled_from(
+            ["good", "good", "good", "bad", "stopped", "lost", "lost", "stop", "unread", "unread"]
+        )
         for end in data.draw(st.lists(outcome, min_size=1, max_size=4))[: len(self.attempts)]:
             attempt = self.attempts.pop(data.draw(st.integers(0, len(self.attempts) - 1)))
             if not self.run.is_current(attempt):
@@ -507,6 +511,8 @@ class RunMachine(RuleBasedStateMachine):
                 succeed(self.run, attempt, **data.draw(st.sampled_from([{}, {"x": 1}])))
             elif end == "lost":
                 self.run.lost(attempt, GONE)
+            elif end == "unread":
+                self.run.failed(attempt, UNREAD, Usage())
             else:
                 self.run.failed(attempt, BOOM if end == "bad" else STOPPED, Usage())
         for _ in range(data.draw(st.integers(0, 3))):
@@ -526,6 +532,15 @@ class RunMachine(RuleBasedStateMachine):
         others = [st.builds(Cancelled, some), st.builds(Reprioritised, some, st.integers(-3, 3))]
         steps: list[Step] = data.draw(st.lists(st.one_of(spawn, spawn, spawn, *others), max_size=3))
         return [Stop()] if steps and data.draw(st.integers(0, 19)) == 0 else steps
+
+    @precondition(lambda self: self.run.graph.counts[ChoreState.COMPLETED])
+    @rule(data=st.data())
+    def lose_a_result(self, data: st.DataObject) -> None:
+        """A file that somebody has removed; whoever reads it finds out."""
+        self.run.remake(data.draw(st.sampled_from(self.completed())))
+
+    def completed(self) -> list[str]:
+        return [n.id for n in self.run.graph.nodes.values() if n.state is ChoreState.COMPLETED]
 
     @precondition(lambda self: self.run.outbox)
     @rule(data=st.data())
@@ -563,11 +578,17 @@ class RunMachine(RuleBasedStateMachine):
         records, tail = journal.read(path)
         self.run = replayed(self.folder, epoch=self.run.epoch + 1)
         self.run.resumed(0.0, tail.torn)
-        self.run.flush(0.0)
-        self.safe = path.stat().st_size
+        done = set()
         for record in records:
             if record["e"] == "end" and record["s"] == "completed":
-                assert self.run.graph.nodes[record["id"]].state is ChoreState.COMPLETED
+                done.add(record["id"])
+            elif record["e"] in ("redo", "end"):
+                done.discard(record["id"])
+        assert done == set(self.completed())
+        for name in data.draw(st.lists(st.sampled_from(sorted(done)), max_size=2) if done else st.just([])):
+            self.run.remake(name, unanswered=True)
+        self.run.flush(0.0)
+        self.safe = path.stat().st_size
         assert not self.run.graph.counts[ChoreState.RUNNING]
         assert (self.run.cores_in_flight, self.run.gpus_in_flight) == (0, 0)
 
@@ -580,7 +601,8 @@ class RunMachine(RuleBasedStateMachine):
         records, _ = journal.read(self.folder / "journal.jsonl")
         ended = [r["id"] for r in records if r["e"] == "end"]
         answered = [r["id"] for r in records if r["e"] == "answer" or (r["e"] == "end" and "w" not in r)]
-        assert len(ended) == len(set(ended))
+        again = Counter(r["id"] for r in records if r["e"] == "redo")
+        assert all(count <= 1 + again[name] for name, count in Counter(ended).items())
         assert len(answered) == len(set(answered))
         assert len(set(self.run.keys.values())) == len(self.run.records)
         close_all()

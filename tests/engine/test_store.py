@@ -250,7 +250,7 @@ def test_a_full_disk_is_told_at_every_write(run_dir: Path) -> None:
         store.put_payload("chore-a-0001", None, b"payload")
         with pytest.raises(StorageError, match=r"1-driver\.seg cannot be written"):
             store.flush()
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(StorageError, match="too large"):
             store.close()
     store.close()
 

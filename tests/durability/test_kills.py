@@ -1,0 +1,125 @@
+"""Slots and agents that are killed at random cost time: no result, and none of a chore's retries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from matforge import Pipeline
+from matforge.engine.graph import MAX_LOSSES
+from matforge.executors.local import LocalExecutor
+from matforge.model import ChoreState, FailureKind, RunState
+from matforge.session import Session
+from matforge.vacua import load_geometry
+from matforge.vacua.campaign import Tuning, start
+from matforge.vacua.region import preset
+from matforge.worker.processes import children_of
+from tests.harness import records
+
+
+class Killer:
+    """Kills slots of a run, and now and then its agent, whenever so many chores have ended.
+
+    While a chore runs that was lost twice, it waits: a third time, the chore would rightly be taken
+    for what kills its slots, and be set aside.
+
+    Parameters
+    ----------
+    session : Session
+    slots, agents : int
+        How many of each.
+    every : int
+        Chores between two kills.
+    """
+
+    def __init__(self, session: Session, slots: int, agents: int, every: int) -> None:
+        self._executor = session.manager._executor
+        self._graph = session.engine.graph
+        self._random = random.Random(11169)
+        self._every = every
+        self._ended = 0
+        self._step = max(1, slots // max(1, agents))
+        self.slots_left, self.agents_left = slots, agents
+        session.on_chore.append(self)
+
+    def __call__(self, chore_id: str) -> None:
+        """A chore has ended."""
+        self._ended += 1
+        if self._ended % self._every or not (self.slots_left or self.agents_left):
+            return
+        nodes = self._graph.nodes.values()
+        if any(node.losses == MAX_LOSSES - 1 and node.state is ChoreState.RUNNING for node in nodes):
+            return
+        assert isinstance(self._executor, LocalExecutor)
+        agent = self._executor.agent_pid
+        slots = children_of(agent) if agent is not None else []
+        if self.agents_left and self.slots_left <= self._step * (self.agents_left - 1):
+            victim, self.agents_left = agent, self.agents_left - 1
+        elif slots and self.slots_left:
+            victim, self.slots_left = self._random.choice(slots), self.slots_left - 1
+        else:
+            return
+        with suppress(ProcessLookupError):
+            if victim is not None:
+                os.kill(victim, signal.SIGKILL)
+
+
+def check_losses(session: Session) -> int:
+    """Nobody was charged for a kill; how many attempts were lost."""
+    run = session.engine
+    for name, node in run.graph.nodes.items():
+        assert node.retries == (run.records[name].chore.policy.retries or 0)
+    lost = [r for r in records(session.run_dir) if r["e"] == "lost"]
+    kinds = {r["f"]["kind"] for r in lost}
+    assert kinds <= {FailureKind.WORKER_LOST.value, FailureKind.NODE_LOST.value}
+    assert not [r for r in records(session.run_dir) if r["e"] == "retry"]
+    return len(lost)
+
+
+def work(number: int) -> int:
+    """Some milliseconds."""
+    return sum(n * number for n in range(300_000))
+
+
+def test_slots_and_agents_killed_at_random_cost_no_result_and_no_retry(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=2, layout="packed")
+    parts = pipe.chore(name="work", retries=1)(work).map(range(80))
+    total = pipe.chore(name="total")(sum)(parts)
+    future = pipe.submit(quiet=True)
+    session = future.session
+    killer = Killer(session, slots=8, agents=2, every=6)
+    assert future.result(120)[total.chore_id] == sum(work(n) for n in range(80))
+    assert killer.slots_left == killer.agents_left == 0
+    assert check_losses(session) >= 2
+
+
+def digest(run_dir: Path) -> str:
+    """Of the search's table."""
+    return hashlib.sha256((run_dir / "vacua.parquet").read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_a_hundred_slots_and_ten_agents_killed_in_a_search_leave_its_result_exact(tmp_path: Path) -> None:
+    chosen = preset("p11169-full")
+    geometry = load_geometry(chosen.geometry)
+    found = []
+    for kills in (0, 100):
+        session = start(
+            geometry,
+            chosen.region(geometry),
+            tuning=Tuning(block=512),
+            basedir=tmp_path / str(kills),
+            workers=2,
+        )
+        killer = Killer(session, slots=kills, agents=kills // 10, every=2)
+        assert session.wait(3000) is RunState.COMPLETED
+        assert killer.slots_left == killer.agents_left == 0
+        found.append(digest(session.run_dir))
+        print(f"{kills} kills: {len(session.ended)} chores, {check_losses(session)} attempts lost")
+    assert found[0] == found[1]
