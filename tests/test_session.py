@@ -573,7 +573,7 @@ def test_the_settings_of_a_run_are_kept_and_may_be_overruled(folder: Path) -> No
 # ---------------------------------------------------------------- signals
 
 SCRIPT = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from pathlib import Path
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from tests.harness import call, play
@@ -581,6 +581,8 @@ from tests.harness import call, play
 def behaviour(task):
     if task.attempt.chore_id == "chore-work-0003":
         os.kill(os.getpid(), int(sys.argv[2]))
+        while not session.manager._requests:  # two hundred chores are done before a busy machine looks
+            time.sleep(0.001)
     return Outcome(1.0, 1)
 
 session, _ = play(Path(sys.argv[1]), [call("work", n) for n in range(200)], behaviour, workers=1)
