@@ -27,15 +27,14 @@ def first_byte_after_submitting(run_dir: Path) -> int:
     return sum(map(len, lines[:count]))
 
 
-@pytest.mark.parametrize("layout", ["full", "packed"])
-def test_a_journal_cut_anywhere_is_gone_on_with(folder: Path, layout: str) -> None:
+def check_cuts(folder: Path, layout: str, step: int) -> None:
+    """Cut the journal of a small run at every ``step``-th byte, and at each of the end of its first part."""
     session, _ = play(folder, CALLS, value, layout=layout)
     session.wait(30)
     expected, run_dir = outcome(session), session.run_dir
     path, copy = run_dir / JOURNAL_NAME, folder / "copy"
     whole, begun = path.stat().st_size, first_byte_after_submitting(run_dir)
-    # every byte of two records, and one in each few of the rest
-    cuts = {*range(0, begun, 101), *range(begun - 3, whole, 7), *range(begun, begun + 300), whole}
+    cuts = {*range(0, whole, step), *range(begun - 3, begun + 300), whole}
     shutil.copytree(run_dir, copy)
     for cut in sorted(cuts, reverse=True):
         shutil.copyfile(path, copy / JOURNAL_NAME)
@@ -49,11 +48,22 @@ def test_a_journal_cut_anywhere_is_gone_on_with(folder: Path, layout: str) -> No
         assert outcome(again) == expected
 
 
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_a_journal_cut_anywhere_is_gone_on_with(folder: Path, layout: str) -> None:
+    check_cuts(folder, layout, step=13)
+
+
 @pytest.mark.slow
-def test_a_journal_of_everything_cut_at_any_byte_is_gone_on_with(folder: Path) -> None:
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_a_journal_cut_at_every_byte_is_gone_on_with(folder: Path, layout: str) -> None:
+    check_cuts(folder, layout, step=1)
+
+
+@pytest.mark.slow
+def test_a_journal_of_everything_cut_anywhere_is_gone_on_with(folder: Path) -> None:
     run_dir, expected = undisturbed(folder)
     whole, begun = (run_dir / JOURNAL_NAME).stat().st_size, first_byte_after_submitting(run_dir)
-    for cut in range(begun, whole + 1):
+    for cut in range(begun, whole + 1, 37):
         copy = shutil.copytree(run_dir, folder / "copy")
         os.truncate(copy / JOURNAL_NAME, cut)
         check_resumed(resume(copy, behave)[0], expected)
