@@ -479,12 +479,12 @@ class Pipeline:
             raise UsageError(f"There is no chore {name!r}{nearest(name, self._ids)}.")
         self.session.manager.cancel(real)
 
-    def read_result(self, name: str, timeout: float | None = None) -> Any:
+    def read_result(self, name: str, timeout: float | None = None, path: Sequence[Any] = ()) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
         session = self.session
         real = session.real(name)
         session.wait_for(real, timeout)
-        return session.read_result(real)
+        return session.read_result(real, path)
 
     def _live(self) -> RunFuture:
         if self._future is None:

@@ -17,8 +17,8 @@ from typing import Any
 
 from matforge.chore import Call, Registration, check_nice, nearest, pack
 from matforge.control import Desk, RunOverError
+from matforge.engine import results
 from matforge.engine.graph import Cancelled, Reprioritised
-from matforge.engine.locations import read
 from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
@@ -252,11 +252,10 @@ class Steering:
 
     def _event(self, ending: Ending) -> Event:
         def load() -> Any:
-            data = ending.facts.inline
-            if data is None:
-                assert ending.result is not None
-                data = read(self._run.store.path, ending.result)
-            return pickle.loads(data)
+            if ending.facts.inline is not None:
+                return pickle.loads(ending.facts.inline)
+            assert ending.result is not None
+            return results.load(self._run.store.path, ending.result)
 
         return Event(ending.chore, ending.state, ending.facts.report, ending.failure, load)
 

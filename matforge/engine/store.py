@@ -232,10 +232,12 @@ class RunStore:
             folder = directory or f"{OUT_NAME}/{attempt.chore_id}"
             for name in STREAM_NAMES:
                 self._rename(f"{folder}/{name}", attempt)
-        if result is None or directory is None:
+        if result is None or result.path.startswith(f"{SEGMENTS_NAME}/"):
             return result
-        self._rename(f"{directory}/{RESULT_NAME}", attempt)
-        return Location(f"{directory}/{RESULT_NAME}", result.offset, result.length, result.crc)
+        # large results have a file of their own even where the chore is packed
+        name = f"{directory or f'{OUT_NAME}/{attempt.chore_id}'}/{RESULT_NAME}"
+        self._rename(name, attempt)
+        return Location(name, result.offset, result.length, result.crc)
 
     def _rename(self, name: str, attempt: Attempt) -> None:
         final = f"{self.path}/{name}"
