@@ -22,6 +22,7 @@ from matforge.engine.graph import Cancelled, Reprioritised
 from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
+from matforge.fingerprint import fingerprint
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
 from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.strategy import (
@@ -47,11 +48,15 @@ class Entry:
     resources: Resources
     id_name: str
     policy: Policy = DEFAULT_POLICY
+    fingerprint: str = ""
+    """What the function is, if its results are shared between runs."""
 
     @classmethod
     def of(cls, registration: Registration, file: str) -> Entry:
         """The entry for a registration whose function was pickled into ``file``."""
-        return cls(file, registration.resources, registration.id_name, registration.policy)
+        rules = registration.policy
+        known = "" if rules.cache is None else fingerprint(registration.func, rules.cache)
+        return cls(file, registration.resources, registration.id_name, rules, known)
 
 
 @dataclass(frozen=True, slots=True)
