@@ -493,10 +493,11 @@ def _session(
         if session is not None:
             session.note(ending)
 
+    cache = Cache(settings.basedir.resolve(), sync=settings.durability == "power")
     manager = FluxManager(
         run, executor, strategy, functions,
         status=status, context=context, lock=lock, fresh=fresh, held=held, seed=settings.seed,
-        buffer_time=settings.buffer_time, on_end=on_end, cache=Cache(settings.basedir.resolve(), sync=settings.durability == "power"),
+        buffer_time=settings.buffer_time, on_end=on_end, cache=cache,
     )  # fmt: skip
     session = Session(run_dir, manager, run)
     _recall(session, status, started_at)

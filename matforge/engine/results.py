@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from matforge.engine.locations import DamagedError
+from matforge.engine.locations import DamagedError, unreadable
 from matforge.model import Location, apply_path
 
 MAGIC = b"MFob"
@@ -164,7 +164,7 @@ def load(run_dir: Path, where: Location) -> Any:
             data = bytearray(where.length)
             got = _read_into(file, where.offset, data)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(run_dir, where, error) from error
     if got != where.length:
         raise DamagedError(f"{path} ends at byte {where.offset + got}, before byte {_end(where)}.")
     if _checksum(data) != where.crc:
@@ -214,7 +214,7 @@ def view(run_dir: Path, where: Location) -> memoryview | None:
                 raise DamagedError(f"{path} has {size} bytes instead of {where.length}.")
             return memoryview(_mapped(file.fileno(), size))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(run_dir, where, error) from error
 
 
 def loads(data: memoryview | bytes, path: Path) -> Any:
@@ -286,10 +286,6 @@ def _mapped(descriptor: int, size: int) -> mmap.mmap:
     """The file as private memory, which need not all fit: pages come from the file until they are changed."""
     flags, protection = mmap.MAP_PRIVATE | NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
     return mmap.mmap(descriptor, size, flags=flags, prot=protection)
-
-
-def _unreadable(path: Path, error: OSError) -> DamagedError:
-    return DamagedError(f"{path} cannot be read: {error.strerror or error}.")
 
 
 def _end(where: Location) -> int:
