@@ -212,4 +212,4 @@ class Recall:
             run.graph.handle(graph.Released(name))
             return
         log.info("%s is taken from the cache: %s made it", name, found.entry.made.get("run"))
-        run.recalled(asked.attempt, key, found.where, found.data, found.entry.report)
+        run.recalled(asked.attempt, key, found.where, found.data, found.entry.report, time.time())

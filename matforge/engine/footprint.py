@@ -12,11 +12,11 @@ from typing import Any
 
 from matforge.engine import segments
 from matforge.engine.cache import FOLDER
+from matforge.engine.salvage import OF_AN_ATTEMPT
 from matforge.engine.store import JOURNAL_NAME, OUT_NAME, SEGMENTS_NAME
 
 REGISTRY = "registry"
 _KIND = re.compile(r"chore-(.+)-\d{4,}$")
-_OF_ATTEMPT = re.compile(r"\.e\d+a\d+(\.new)?$|\.new$")
 _FILES = {"result.pickle": "results", "stdout": "streams", "stderr": "streams",
           "chore.pickle": "arguments", "metadata.json": "metadata"}  # fmt: skip
 _RECORDS = {"result": "results", "chore": "arguments", "metadata": "metadata"}
@@ -54,10 +54,7 @@ class Footprint:
 
 def part_of(name: str) -> str:
     """What a file in a chore's folder is."""
-    plain = _OF_ATTEMPT.sub("", name)
-    if plain != name:
-        return "leftovers"
-    return _FILES.get(name, "other")
+    return "leftovers" if OF_AN_ATTEMPT.search(name) else _FILES.get(name, "other")
 
 
 def measure(run_dir: Path) -> Footprint:

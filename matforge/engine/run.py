@@ -298,6 +298,7 @@ class Run:
         where: Location | None,
         data: bytes | None,
         report: dict[str, Any],
+        at: float = 0.0,
     ) -> None:
         """The result of a READY chore was found: an attempt that takes no slot and no time.
 
@@ -313,12 +314,14 @@ class Run:
             The result, if it is still to be packed.
         report : dict
             What the chore reported when it was run.
+        at : float
+            When it was found (Unix time), so that a power failure soon after is thought of.
         """
         self.handle(Started(attempt.chore_id, attempt.number))
         if where is None:
             assert data is not None
             where = self.store.put_result(attempt.chore_id, data)
-        self.succeeded(attempt, where, report=report, usage=Usage(), inline=data, cached=key)
+        self.succeeded(attempt, where, report=report, usage=Usage(started_at=at), inline=data, cached=key)
 
     def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> bool:
         """The current attempt has ended by its own fault, or was cancelled; whether it may try again."""

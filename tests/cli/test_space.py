@@ -106,6 +106,9 @@ def test_files_of_attempts_that_did_not_count_are_removed(tmp_path: Path, here: 
     assert measure(run_dir).parts["leftovers"] == 12
     assert here("clean", tmp_path, "--yes").code == 0
     assert sorted(p.name for p in folder.glob("*.e*")) == ["mine.e1"]
+    (folder / "result.pickle").rename(folder / "result.pickle.e1a1")  # as a power failure may leave it
+    assert here("clean", tmp_path, "--yes").out == "There is nothing to remove.\n"
+    (folder / "result.pickle.e1a1").rename(folder / "result.pickle")
     assert refs["make"].result().sum() == sum(range(1000))
 
 
