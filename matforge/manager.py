@@ -17,6 +17,7 @@ from pathlib import Path
 from matforge.chore import Call, Chore, salt_of
 from matforge.dispatch import GRACE_S, Dispatch
 from matforge.engine import graph, salvage
+from matforge.engine.cache import Cache
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
 from matforge.engine.requests import Answer as Reply
@@ -38,6 +39,7 @@ from matforge.executors.protocol import (
 )
 from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeError, RunState
 from matforge.policy import pause_before
+from matforge.recall import Recall
 from matforge.steering import Answer, Entry, Steering
 from matforge.strategy import FutureProcessingStrategy
 from matforge.telling import Teller
@@ -78,6 +80,8 @@ class FluxManager:
         Seconds; passed to a strategy with full control.
     on_end : callable, optional
         Called in the manager's thread for every chore that has ended, after it was journalled.
+    cache : Cache, optional
+        Results that other runs have made, for chores that want them.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class FluxManager:
         seed: int = 0,
         buffer_time: float = 0.0,
         on_end: Callable[[Ending], None] | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.engine = run
         self.status = status
@@ -114,6 +119,7 @@ class FluxManager:
         self._additions: deque[tuple[Call, Future[Chore]]] = deque()
         self._held = held
         self._teller = Teller(run, status, salt_of(seed), on_end)
+        self._recall = Recall(run, cache, functions, self._request, self._teller.seed_of)
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
@@ -300,6 +306,8 @@ class FluxManager:
         """How long the next poll may wait."""
         if self._finished or self._requests or self._additions or self.engine.plan is not None:
             return 0.0
+        if self.engine.graph.lookups:
+            return 0.0
         now = self._executor.now()
         waits = [IDLE_POLL_S, self._inbox.due - now]
         if (due := self.engine.journal.sync_due) is not None:
@@ -327,6 +335,7 @@ class FluxManager:
     # -- dispatch
 
     def _dispatch_ready(self) -> None:
+        self._recall.look()
         now = self._executor.now()
         self._dispatch.release(now)
         tasks = [self._task(self.engine.records[s.id].chore, s.number) for s in self._dispatch.select(now)]
@@ -413,6 +422,7 @@ class FluxManager:
             inline=report.inline,
             printed=report.printed,
         )
+        self._recall.keep(chore, report.report)
 
     def _after_failure(self, chore: Chore, failure: Failure, again: bool, *, mended: bool = False) -> None:
         """Wait before the next try, or stop the run, if the kind or the chore's author wants it."""
@@ -478,6 +488,7 @@ class FluxManager:
         with self._gate:
             self._closed = True
         self._steering.close()
+        self._recall.close()
         try:
             self._executor.close(kill=not self._finished)
         finally:

@@ -6,7 +6,7 @@ Nothing here performs anything, and nothing here imports another MatForge module
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum, auto
 from typing import Any, Protocol
@@ -277,8 +277,8 @@ ONE_CORE = Resources()
 class ResultReader(Protocol):
     """Whatever can fetch a chore's result: a live run, or a run directory opened later."""
 
-    def read_result(self, chore_id: str, timeout: float | None = None) -> Any:
-        """The chore's result, once it has ended; raises if there is none."""
+    def read_result(self, chore_id: str, timeout: float | None = None, path: Sequence[Any] = ()) -> Any:
+        """The part at ``path`` of the chore's result, once it has ended; raises if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +325,7 @@ class OutputReference:
             raise MatForgeError(
                 f"The reference to {self.chore_id} is not bound to a run here; pass it to a chore instead."
             )
-        return apply_path(self.reader.read_result(self.chore_id, timeout), self.path)
+        return self.reader.read_result(self.chore_id, timeout, self.path)
 
     def __reduce__(self) -> Any:
         return (OutputReference, (self.chore_id, self.path))

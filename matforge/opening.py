@@ -22,6 +22,7 @@ from typing import Any
 from matforge._version import __version__
 from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
 from matforge.engine import arbitration, journal, salvage
+from matforge.engine.cache import Cache
 from matforge.engine.lock import RunLock
 from matforge.engine.records import Ending
 from matforge.engine.run import Run
@@ -215,7 +216,13 @@ def _functions(registry: ChoreRegistry, defaults: Defaults, store: RunStore) -> 
 def _described(functions: Mapping[str, Entry]) -> dict[str, Any]:
     """Functions as the journal holds them."""
     return {
-        name: [entry.file, entry.resources.as_dict(), entry.id_name, entry.policy.as_dict()]
+        name: [
+            entry.file,
+            entry.resources.as_dict(),
+            entry.id_name,
+            entry.policy.as_dict(),
+            *([entry.fingerprint] if entry.fingerprint else ()),
+        ]
         for name, entry in functions.items()
     }
 
@@ -385,9 +392,9 @@ def _stored_functions(records: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
     functions: dict[str, Entry] = {}
     for record in records:
         if record["e"] in ("run", "functions"):
-            for name, (file_name, resources, id_name, policy) in record["functions"].items():
+            for name, (file_name, resources, id_name, policy, *more) in record["functions"].items():
                 wants, rules = Resources.from_dict(resources), Policy.from_dict(policy)
-                functions[name] = Entry(file_name, wants, id_name, rules)
+                functions[name] = Entry(file_name, wants, id_name, rules, *more)
     return functions
 
 
@@ -487,10 +494,11 @@ def _session(
         if session is not None:
             session.note(ending)
 
+    cache = Cache(settings.basedir.resolve(), sync=settings.durability == "power")
     manager = FluxManager(
         run, executor, strategy, functions,
         status=status, context=context, lock=lock, fresh=fresh, held=held, seed=settings.seed,
-        buffer_time=settings.buffer_time, on_end=on_end,
+        buffer_time=settings.buffer_time, on_end=on_end, cache=cache,
     )  # fmt: skip
     session = Session(run_dir, manager, run)
     _recall(session, status, started_at)

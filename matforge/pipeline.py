@@ -117,6 +117,7 @@ class Pipeline:
         expected: float | str | None = None,
         memory: int | str | None = None,
         on_failure: OnFailure | None = None,
+        cache: bool | str = False,
     ) -> Callable[[Callable[..., Any]], Delayed]:
         """Decorate a function so that its calls are recorded as chores.
 
@@ -139,6 +140,9 @@ class Pipeline:
             What it may occupy: bytes, or a text like ``"4GiB"``; counted when chores are placed.
         on_failure : str
             ``continue`` (the default), or ``stop``: start nothing more once it has failed for good.
+        cache : bool or str
+            Take results from other runs in the same ``basedir`` if function, arguments and inputs are
+            the same; a version like ``"v2"`` tells what the code cannot (files, compiled libraries).
 
         Raises
         ------
@@ -153,7 +157,7 @@ class Pipeline:
         )
         if memory is not None:
             wants = replace(wants, memory=memory_bytes(memory))
-        policy = policy_of(retries, timeout, expected, on_failure)
+        policy = policy_of(retries, timeout, expected, on_failure, cache)
 
         def decorate(func: Callable[..., Any]) -> Delayed:
             entry = self.registry.register(func, name=name, resources=wants, policy=policy)
@@ -473,12 +477,12 @@ class Pipeline:
             raise UsageError(f"There is no chore {name!r}{nearest(name, self._ids)}.")
         self.session.manager.cancel(real)
 
-    def read_result(self, name: str, timeout: float | None = None) -> Any:
+    def read_result(self, name: str, timeout: float | None = None, path: Sequence[Any] = ()) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
         session = self.session
         real = session.real(name)
         session.wait_for(real, timeout)
-        return session.read_result(real)
+        return session.read_result(real, path)
 
     def _live(self) -> RunFuture:
         if self._future is None:

@@ -78,6 +78,8 @@ class Policy:
         Seconds that it will probably take; only plans.
     on_failure : str, optional
         ``continue`` (the default), or ``stop``: start nothing more once it has failed for good.
+    cache : str, optional
+        Declared version of the function (may be empty), if its results are shared between runs.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class Policy:
     timeout: float | None = None
     expected: float | None = None
     on_failure: OnFailure | None = None
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         number = self.retries
@@ -130,15 +133,19 @@ def policy_of(
     timeout: float | str | None = None,
     expected: float | str | None = None,
     on_failure: OnFailure | None = None,
+    cache: bool | str = False,
 ) -> Policy:
     """A policy from what a user wrote: times may be text like ``"20m"``."""
-    if retries is timeout is expected is on_failure is None:
+    if not isinstance(cache, bool | str) or cache == "":
+        raise UsageError(f'cache must be True, False or a version like "v2", not {cache!r}.')
+    if retries is timeout is expected is on_failure is None and cache is False:
         return DEFAULT_POLICY
     return Policy(
         retries,
         None if timeout is None else seconds(timeout, "timeout"),
         None if expected is None else seconds(expected, "expected"),
         on_failure,
+        None if cache is False else "" if cache is True else cache,
     )
 
 

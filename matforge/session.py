@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from matforge import signals
+from matforge.engine import results
 from matforge.engine.records import Ending
 from matforge.engine.run import Run
 from matforge.engine.store import LOG_NAME
@@ -239,8 +239,8 @@ class Session:
             if not ENDED.wait_for(lambda: self.has_ended(chore_id) or self.over, timeout):
                 raise TimeoutError(f"{chore_id} has not ended after {timeout} s; the run goes on.")
 
-    def read_result(self, chore_id: str) -> Any:
-        """A completed chore's result.
+    def read_result(self, chore_id: str, path: Sequence[Any] = ()) -> Any:
+        """A completed chore's result, or the part of it at ``path``.
 
         Raises
         ------
@@ -258,10 +258,14 @@ class Session:
             if node.state is ChoreState.CANCELLED:
                 raise MatForgeError(f"{chore_id} has no result: it was cancelled.")
             raise MatForgeError(f"{chore_id} has no result yet.")
-        data = self.engine.store.read(where)
         try:
-            return pickle.loads(data)
-        except Exception as error:  # unpickling runs arbitrary code
+            return results.load_part(self.run_dir, where, path)
+        except MatForgeError:
+            raise
+        except Exception as error:
+            if path and isinstance(error, IndexError | KeyError | TypeError):
+                raise  # a part that is not there: the mistake of whoever asks
+            # unpickling runs arbitrary code
             raise MatForgeError(
                 f"The result of {chore_id} in {self.run_dir / where.path} cannot be loaded: "
                 f"{type(error).__name__}: {error}."

@@ -17,11 +17,12 @@ from typing import Any
 
 from matforge.chore import Call, Registration, check_nice, nearest, pack
 from matforge.control import Desk, RunOverError
+from matforge.engine import results
 from matforge.engine.graph import Cancelled, Reprioritised
-from matforge.engine.locations import read
 from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
+from matforge.fingerprint import fingerprint
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
 from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.strategy import (
@@ -47,11 +48,15 @@ class Entry:
     resources: Resources
     id_name: str
     policy: Policy = DEFAULT_POLICY
+    fingerprint: str = ""
+    """What the function is, if its results are shared between runs."""
 
     @classmethod
     def of(cls, registration: Registration, file: str) -> Entry:
         """The entry for a registration whose function was pickled into ``file``."""
-        return cls(file, registration.resources, registration.id_name, registration.policy)
+        rules = registration.policy
+        known = "" if rules.cache is None else fingerprint(registration.func, rules.cache)
+        return cls(file, registration.resources, registration.id_name, rules, known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +257,10 @@ class Steering:
 
     def _event(self, ending: Ending) -> Event:
         def load() -> Any:
-            data = ending.facts.inline
-            if data is None:
-                assert ending.result is not None
-                data = read(self._run.store.path, ending.result)
-            return pickle.loads(data)
+            if ending.facts.inline is not None:
+                return pickle.loads(ending.facts.inline)
+            assert ending.result is not None
+            return results.load(self._run.store.path, ending.result)
 
         return Event(ending.chore, ending.state, ending.facts.report, ending.failure, load)
 

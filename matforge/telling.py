@@ -80,6 +80,7 @@ class Teller:
             "failure": ending.failure.as_dict() if ending.failure else None,
             "report": ending.facts.report,
             "result": ending.result.as_list() if ending.result else None,
+            "cached": ending.facts.cached or None,
             "attempts": self._run.records[chore.id].attempts,
         }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge.chore import Call, ChoreRegistry, pack
-from matforge.engine import journal
+from matforge.engine import journal, results
 from matforge.engine.store import JOURNAL_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
@@ -85,7 +84,7 @@ def outcome(session: Session) -> dict[str, tuple[str, Any, str, str]]:
     for name, node in run.graph.nodes.items():
         where, failure = run.records[name].result, node.failure
         assert node.state is not None
-        value = None if where is None else pickle.loads(run.store.read(where))
+        value = None if where is None else results.load(run.store.path, where)
         root = run.records[failure.root].chore.key if failure and failure.root else ""
         found[run.records[name].chore.key] = (
             node.state.value, value, failure.kind.value if failure else "", root,

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from matforge.cli import doctor, launch, runs, vacua, vault, vulcan, watch
+from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
 from matforge.cli.console import Exit, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
@@ -203,6 +203,8 @@ app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(runs.status)
 app.command()(watch.watch)
 app.command()(runs.cancel)
+app.command()(space.du)
+app.command()(space.clean)
 app.command("ls")(runs.list_runs)
 app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(doctor.doctor)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matforge.engine import results
 from matforge.engine.history import (
     Story,
     files_of,
@@ -89,7 +90,8 @@ def _place(where: Location) -> dict[str, Any]:
 
 def _sketched(run_dir: Path, where: Location, make: Any, inputs: tuple[str, ...]) -> str:
     try:
-        return str(make(read(run_dir, where), inputs))
+        data = results.view(run_dir, where)
+        return str(make(read(run_dir, where) if data is None else data, inputs))
     except MatForgeError as error:
         return f"<{error}>"
 

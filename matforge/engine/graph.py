@@ -9,7 +9,7 @@ replaying the same events gives the same graph: that is how a run is resumed.
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -56,6 +56,9 @@ class Added:
     """Why the chore can never run here, if it cannot."""
     retries: int = 0
     """Failures of its own after which it is tried again."""
+    lookup: bool = False
+    """Whether its result may exist already: when it becomes READY it is held, and listed in
+    :attr:`Graph.lookups`, until it is released or somebody has the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,8 @@ class Node:
     """Whether the executor was asked to stop the attempt; only while RUNNING."""
     spoiled: bool = False
     """Whether it had completed and its result was lost; until it has completed again."""
+    lookup: bool = False
+    """Whether it is to be held when it becomes READY for the first time."""
     failure: Failure | None = None
     """Present exactly when FAILED, or CANCELLED because of another chore."""
 
@@ -232,6 +237,9 @@ class Graph:
         self.counts: Counter[ChoreState] = Counter()
         """Nodes in each state; always sums to ``len(nodes)``."""
         self.max_losses = max_losses
+        self.lookups: deque[str] = deque()
+        """Chores that were held so that their results are looked for, oldest first; some may have
+        gone on since."""
         self._ready: list[tuple[int, int, str]] = []
         """Heap of (nice, sequence, id). Every READY node that is not held has an entry with its present
         nice; other entries are stale and skipped when popped."""
@@ -286,6 +294,9 @@ class Graph:
         node.state = state
         self.counts[state] += 1
         node.started = node.cancelling = node.held = False
+        if node.lookup and state is READY:
+            node.lookup, node.held = False, True
+            self.lookups.append(node.id)
         self._offer(node)
 
     def _end(self, node: Node, state: ChoreState, failure: Failure | None = None) -> list[Instruction]:
@@ -326,7 +337,7 @@ class Graph:
                 raise UsageError(
                     f"Chore {event.id} needs the result of {name}, which is not part of this run."
                 )
-        node = Node(event.id, inputs, len(self.nodes), event.nice, retries=event.retries)
+        node = Node(event.id, inputs, len(self.nodes), event.nice, retries=event.retries, lookup=event.lookup)
         self.nodes[event.id] = node
         self._finished = False
         if event.unfit is not None:

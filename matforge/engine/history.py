@@ -142,6 +142,7 @@ class Story:
         self.report = record.get("p", {})
         if "n" in record:
             outcome = self.failure.kind.value if self.failure else self.state.value
+            outcome = "cached" if "k" in record else outcome
             usage = Usage(*record["u"]) if "u" in record else Usage()
             self.attempts.append(attempt_record(Attempt(self.id, epoch, record["n"]), usage, outcome))
 

@@ -6,16 +6,30 @@ stat, a file on a shared file system. Standard library only: workers import this
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
 from matforge.model import Location, MatForgeError
 
-__all__ = ["DamagedError", "Location", "damaged_among", "is_whole", "location_of", "read", "sync_path"]
+__all__ = [
+    "CLEANED_NAME",
+    "DamagedError",
+    "Location",
+    "damaged_among",
+    "is_whole",
+    "location_of",
+    "read",
+    "sync_path",
+    "unreadable",
+]
 
+CLEANED_NAME = "cleaned.jsonl"
+"""What was removed from a run on purpose, and when: one object a line."""
 _PIECE = 1 << 20
 
 
@@ -26,6 +40,27 @@ class DamagedError(MatForgeError):
 def location_of(path: str, data: bytes, offset: int = 0) -> Location:
     """The location of ``data`` once it lies at ``offset`` of ``path``."""
     return Location(path, offset, len(data), zlib.crc32(data))
+
+
+def unreadable(run_dir: Path, where: Location, error: OSError) -> DamagedError:
+    """Why the bytes at ``where`` cannot be read: somebody may have removed them on purpose."""
+    path = run_dir / where.path
+    if isinstance(error, FileNotFoundError) and (when := _cleaned(run_dir, where.path)) is not None:
+        day = datetime.fromtimestamp(when).strftime("%Y-%m-%d %H:%M")
+        return DamagedError(
+            f"{path} was removed by `matforge clean` on {day}; run its chore in a new run to have it."
+        )
+    return DamagedError(f"{path} cannot be read: {error.strerror or error}.")
+
+
+def _cleaned(run_dir: Path, path: str) -> float | None:
+    """When a file of the run was cleaned away, if it was."""
+    try:
+        lines = (run_dir / CLEANED_NAME).read_text().splitlines()
+        removals = [json.loads(line) for line in lines]
+        return max((r["at"] for r in removals if path in r["paths"]), default=None)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def read(run_dir: Path, where: Location) -> bytes:
@@ -42,7 +77,7 @@ def read(run_dir: Path, where: Location) -> bytes:
             file.seek(where.offset)
             data = file.read(where.length)
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise unreadable(run_dir, where, error) from error
     if len(data) != where.length:
         raise DamagedError(
             f"{path} ends at byte {where.offset + len(data)}, before byte {where.offset + where.length}."

@@ -76,6 +76,8 @@ class Facts:
     report: Mapping[str, Any] = field(default_factory=dict)
     inline: bytes | None = None
     printed: bool = False
+    cached: str = ""
+    """Key under which the result was found in the cache, if it was."""
 
 
 DERIVED = Facts()
@@ -109,6 +111,8 @@ class Ending:
             record["u"] = _usage_list(facts.usage)
         if facts.report:
             record["p"] = facts.report
+        if facts.cached:
+            record["k"] = facts.cached
         return record
 
 

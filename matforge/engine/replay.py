@@ -98,7 +98,7 @@ class Replay:
     def _outcome(self, record: Record) -> None:
         chore_id, number = record["id"], record.get("n", 0)
         self._restart(chore_id, number)
-        facts = Facts(number, report=record.get("p", {}))
+        facts = Facts(number, report=record.get("p", {}), cached=record.get("k", ""))
         if record["s"] == ChoreState.COMPLETED.value:
             self._run.records[chore_id].result = Location.from_list(record["r"])
             self._run.handle(Succeeded(chore_id, number), facts)

@@ -34,6 +34,7 @@ from matforge.engine.graph import (
     Publish,
     Reprioritised,
     Spoiled,
+    Started,
     Submit,
     Succeeded,
 )
@@ -209,7 +210,9 @@ class Run:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
         self._events += 1
-        added = Added(chore.id, chore.inputs, chore.nice, chore.unfit, chore.policy.retries or 0)
+        cached = chore.policy.cache is not None and chore.function is not None
+        retries = chore.policy.retries or 0
+        added = Added(chore.id, chore.inputs, chore.nice, chore.unfit, retries, cached)
         for instruction in self.graph.handle(added):
             assert isinstance(instruction, Publish)
             self._published(instruction, DERIVED)
@@ -279,13 +282,46 @@ class Run:
         usage: Usage,
         inline: bytes | None = None,
         printed: bool = False,
+        cached: str = "",
     ) -> None:
-        """The current attempt has published ``result``."""
+        """The current attempt has published ``result``, or it was found under the key ``cached``."""
         record = self.records[attempt.chore_id]
         record.result = self.store.accept(attempt, record.directory, result, printed=printed)
-        record.attempts.append(attempt_record(attempt, usage, "completed"))
-        facts = Facts(attempt.number, usage, report, inline, printed)
+        record.attempts.append(attempt_record(attempt, usage, "cached" if cached else "completed"))
+        facts = Facts(attempt.number, usage, report, inline, printed, cached)
         self.handle(Succeeded(attempt.chore_id, attempt.number), facts)
+
+    def recalled(
+        self,
+        attempt: Attempt,
+        key: str,
+        where: Location | None,
+        data: bytes | None,
+        report: dict[str, Any],
+        at: float = 0.0,
+    ) -> None:
+        """The result of a READY chore was found: an attempt that takes no slot and no time.
+
+        Parameters
+        ----------
+        attempt : Attempt
+            The chore's next.
+        key : str
+            Under which it was found.
+        where : Location, optional
+            The result, if it lies in the chore's directory already.
+        data : bytes, optional
+            The result, if it is still to be packed.
+        report : dict
+            What the chore reported when it was run.
+        at : float
+            When it was found (Unix time), so that a power failure soon after is thought of.
+        """
+        self.handle(Started(attempt.chore_id, attempt.number))
+        if where is None:
+            assert data is not None
+            where = self.store.put_result(attempt.chore_id, data)
+        self.succeeded(attempt, where, report=report, usage=Usage(started_at=at), inline=data, cached=key)
 
     def failed(self, attempt: Attempt, failure: Failure, usage: Usage, *, printed: bool = False) -> bool:
         """The current attempt has ended by its own fault, or was cancelled; whether it may try again."""

@@ -27,7 +27,7 @@ whether or not somebody has synced it: Linux writes back after 35 seconds at mos
 TRIES = 3
 """A chore that so often could not read what the driver can read ends the run, resumable: something is
 wrong with the place where it ran."""
-_OF_AN_ATTEMPT = re.compile(r"\.e\d+a\d+(\.new)?$|^\..*\.new$")
+OF_AN_ATTEMPT = re.compile(r"\.e\d+a\d+(\.new)?$|^\..*\.new$")
 """Names of files that belong to one attempt, or to a replacement that was never finished."""
 
 
@@ -122,7 +122,7 @@ def sweep_run(run: Run) -> int:
 def _left_in(folder: Path) -> Iterator[Path]:
     with suppress(OSError):
         for name in os.listdir(folder):
-            if _OF_AN_ATTEMPT.search(name):
+            if OF_AN_ATTEMPT.search(name):
                 yield folder / name
 
 

@@ -125,6 +125,24 @@ def scan(
             offset = offset_after
 
 
+def sizes(path: Path) -> Iterator[tuple[str, str, int]]:
+    """Kind, chore and bytes of every record, by the heads alone; ends where no record is.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    with path.open("rb") as file:
+        while len(fixed := file.read(HEADER.size)) == HEADER.size:
+            magic, version, kind, n_owner, n_mark, length, _, _ = HEADER.unpack(fixed)
+            if magic != MAGIC or version != VERSION:
+                return
+            owner = file.read(n_owner + n_mark)[:n_owner]
+            yield kind.rstrip(b"\0").decode("ascii", "replace"), owner.decode(errors="replace"), length
+            file.seek(length, os.SEEK_CUR)
+
+
 def _read_record(file: IO[bytes], label: str, offset: int, size: int) -> tuple[str, Record | None, int]:
     """The record at ``offset``, or what is wrong with it; and where the next one begins."""
     file.seek(offset)

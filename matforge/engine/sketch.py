@@ -11,7 +11,10 @@ import io
 import pickle
 import reprlib
 import shlex
+from pathlib import Path
 from typing import Any
+
+from matforge.engine.results import open_head
 
 _REBUILT: dict[str, frozenset[str]] = {
     "builtins": frozenset(("bytearray", "complex", "frozenset", "range", "set", "slice")),
@@ -108,8 +111,12 @@ _SHORT = _Short()
 
 
 class _Sketcher(pickle.Unpickler):
-    def __init__(self, data: bytes, inputs: tuple[str, ...]) -> None:
-        super().__init__(io.BytesIO(data))
+    def __init__(self, data: bytes | memoryview, inputs: tuple[str, ...]) -> None:
+        head = open_head(data, Path("the result"))
+        if head is None:
+            super().__init__(io.BytesIO(data))
+        else:
+            super().__init__(io.BytesIO(head.pickle), buffers=head.buffers)
         self._inputs = inputs
 
     def find_class(self, module: str, name: str) -> Any:
@@ -146,13 +153,13 @@ _BY_VALUE: dict[str, Any] = {
 """How cloudpickle rebuilds what it pickles by value; here it is shown as what that would make."""
 
 
-def sketch(data: bytes, inputs: tuple[str, ...] = ()) -> str:
+def sketch(data: bytes | memoryview, inputs: tuple[str, ...] = ()) -> str:
     """A short text of the value pickled in ``data``.
 
     Parameters
     ----------
-    data : bytes
-        A pickle; references to results of other chores are persistent ids, as
+    data : bytes or memoryview
+        A pickle, or a result with large buffers; references to results of other chores are persistent ids, as
         :func:`matforge.chore.pack` makes them.
     inputs : tuple of str
         Ids of those chores, by input number.
@@ -163,7 +170,7 @@ def sketch(data: bytes, inputs: tuple[str, ...] = ()) -> str:
         return f"<{len(data):,} bytes that cannot be shown: {type(error).__name__}: {error}>"
 
 
-def sketch_call(data: bytes, inputs: tuple[str, ...] = ()) -> str:
+def sketch_call(data: bytes | memoryview, inputs: tuple[str, ...] = ()) -> str:
     """Arguments of a call, or the words of a command, as one would write them."""
     try:
         value = _load(data, inputs)
@@ -175,5 +182,5 @@ def sketch_call(data: bytes, inputs: tuple[str, ...] = ()) -> str:
         return f"<{len(data):,} bytes that cannot be shown: {type(error).__name__}: {error}>"
 
 
-def _load(data: bytes, inputs: tuple[str, ...]) -> Any:
+def _load(data: bytes | memoryview, inputs: tuple[str, ...]) -> Any:
     return _Sketcher(data, inputs).load()

@@ -173,6 +173,13 @@ class RunStore:
         except OSError as error:
             raise StorageError(storage_sentence(self.path, error)) from error
 
+    def put_result(self, chore_id: str, data: bytes) -> Location:
+        """Pack a result that the driver has itself, because another run has made it."""
+        try:
+            return self._append("result", chore_id, data)
+        except OSError as error:
+            raise StorageError(storage_sentence(self.path, error)) from error
+
     def put_metadata(self, chore_id: str, directory: str | None, metadata: dict[str, Any]) -> None:
         """Write what a person debugging wants; replaced when the chore ends."""
         try:
@@ -233,10 +240,12 @@ class RunStore:
             folder = directory or f"{OUT_NAME}/{attempt.chore_id}"
             for name in STREAM_NAMES:
                 self._rename(f"{folder}/{name}", attempt)
-        if result is None or directory is None:
+        if result is None or result.path.startswith(f"{SEGMENTS_NAME}/"):
             return result
-        self._rename(f"{directory}/{RESULT_NAME}", attempt)
-        return Location(f"{directory}/{RESULT_NAME}", result.offset, result.length, result.crc)
+        # large results have a file of their own even where the chore is packed
+        name = f"{directory or f'{OUT_NAME}/{attempt.chore_id}'}/{RESULT_NAME}"
+        self._rename(name, attempt)
+        return Location(name, result.offset, result.length, result.crc)
 
     def _rename(self, name: str, attempt: Attempt) -> None:
         final = f"{self.path}/{name}"

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from matforge.engine import results
 from matforge.model import Failure, FailureKind
 from matforge.worker import launch, load, processes
 from matforge.worker.endings import signal_name, storage_failure
@@ -128,7 +129,7 @@ class JobTask:
             said |= {"report": outcome.report or {}, "result": self._publish(outcome.data)}
         Path(f"{self._file}.{self._rank}").write_text(json.dumps(said))
 
-    def _publish(self, data: bytes) -> list[Any]:
+    def _publish(self, data: bytes | results.Pieces) -> list[Any]:
         publisher = Publisher(self._run_dir, "", sync=self._sync)
         job = self._job
         return publisher.result(job.chore_id, job.tag, job.directory, data).as_list()

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from matforge.engine import results
 from matforge.model import CommandResult, Failure, FailureKind
 from matforge.worker import load, processes
 from matforge.worker.endings import signal_name
@@ -102,7 +103,7 @@ def _collect(task_file: Path, profile: Profile, trouble: Failure | None, chore_i
                 )
             return Outcome(failure=failure)
         if rank == 0 and trouble is None:
-            return Outcome(Path(f"{task_file}.0.pickle").read_bytes(), said["report"])
+            return Outcome(results.pieces_of(Path(f"{task_file}.0.pickle")), said["report"])
     return Outcome(
         failure=trouble
         or Failure(FailureKind.EXCEPTION, f"{chore_id}: rank 0 ended without a word about its result.")

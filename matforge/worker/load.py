@@ -8,13 +8,15 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+from matforge.engine import results
 from matforge.engine.locations import DamagedError, read
 from matforge.model import Location, MatForgeError, apply_path
 
 REGISTRY = "out/registry"
 _CACHED = 256
+_Value = TypeVar("_Value")
 
 
 class CannotLoadError(MatForgeError):
@@ -72,21 +74,22 @@ class _ArgumentUnpickler(pickle.Unpickler):
     inputs: Inputs
 
     def persistent_load(self, pid: Any) -> Any:
-        number, path = pid
-        return apply_path(self.inputs.get(number), path)
+        return self.inputs.get(*pid)
 
 
 class Inputs:
-    """Results that one task needs, each loaded at most once."""
+    """Results that one task needs, each loaded at most once; of large ones only what is asked for."""
 
     def __init__(self, run_dir: Path, where: Sequence[Any], chore_id: str) -> None:
         self._run_dir = run_dir
         self._where = where
         self._chore_id = chore_id
         self._known: dict[int, Any] = {}
+        self._mapped: dict[int, Any] = {}
+        """Those of which only parts were asked for."""
 
-    def get(self, number: int) -> Any:
-        """The value of input ``number``.
+    def get(self, number: int, path: Sequence[Any] = ()) -> Any:
+        """The part at ``path`` of input ``number``; without a path its whole value.
 
         Raises
         ------
@@ -95,13 +98,25 @@ class Inputs:
         CannotLoadError
             If it cannot be unpickled.
         """
-        if number not in self._known:
-            where = Location.from_list(self._where[number])
-            data = read_checked(self._run_dir, where, f"{self._chore_id}: input {number + 1}", number)
-            self._known[number] = _unpickle(
-                lambda: pickle.loads(data), f"its input {where.path}", self._chore_id
-            )
-        return self._known[number]
+        if number in self._known:
+            return apply_path(self._known[number], path)
+        if number in self._mapped and path:
+            return apply_path(self._mapped[number], path)
+        where = Location.from_list(self._where[number])
+        mapped = self._read(lambda: results.view(self._run_dir, where), number, where) if path else None
+        if mapped is None:
+            value = self._read(lambda: results.load(self._run_dir, where), number, where)
+            self._known[number] = value
+        else:
+            value = self._read(lambda: results.loads(mapped, self._run_dir / where.path), number, where)
+            self._mapped[number] = value
+        return apply_path(value, path)
+
+    def _read(self, load: Callable[[], _Value], number: int, where: Location) -> _Value:
+        try:
+            return _unpickle(load, f"its input {where.path}", self._chore_id)
+        except DamagedError as error:
+            raise InputDamagedError(f"{self._chore_id}: input {number + 1}: {error}", number) from error
 
 
 def read_checked(run_dir: Path, where: Location, label: str, number: int | None = None) -> bytes:
@@ -136,7 +151,7 @@ def arguments(data: bytes, inputs: Inputs, chore_id: str) -> Any:
     return _unpickle(load, "its arguments", chore_id)
 
 
-def _unpickle(load: Callable[[], Any], what: str, chore_id: str) -> Any:
+def _unpickle(load: Callable[[], _Value], what: str, chore_id: str) -> _Value:
     try:
         return load()
     except MatForgeError:

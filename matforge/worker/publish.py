@@ -12,11 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from matforge.engine import segments
-from matforge.engine.locations import location_of, sync_path
+from matforge.engine import results, segments
+from matforge.engine.locations import sync_path
 from matforge.model import Location
 
 RESULT = "result.pickle"
+OUT = "out"
 SEGMENTS = "segments"
 
 
@@ -40,8 +41,10 @@ class Publisher:
         self._segment: IO[bytes] | None = None
         self._sync = sync
 
-    def result(self, chore_id: str, tag: str, directory: str | None, data: bytes) -> Location:
-        """Write a pickled result.
+    def result(
+        self, chore_id: str, tag: str, directory: str | None, data: bytes | results.Pieces
+    ) -> Location:
+        """Write a pickled result; one with large buffers gets a file of its own in either layout.
 
         Raises
         ------
@@ -49,14 +52,15 @@ class Publisher:
             If it cannot be written; nothing of it is left then.
         """
         if directory is None:
-            return self._append(chore_id, tag, data)
+            if isinstance(data, bytes):
+                return self._append(chore_id, tag, data)
+            directory = f"{OUT}/{chore_id}"
+            (self._run_dir / directory).mkdir(exist_ok=True)
         path = self._run_dir / directory / f"{RESULT}.{tag}"
         beside = path.with_name(f"{path.name}.new")
         try:
             with beside.open("wb", buffering=0) as file:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[file.write(rest) :]
+                where = results.write(file, f"{directory}/{path.name}", data)
                 if self._sync:
                     os.fsync(file.fileno())
             os.replace(beside, path)
@@ -66,7 +70,7 @@ class Publisher:
             raise
         if self._sync:
             sync_path(path.parent)
-        return location_of(f"{directory}/{path.name}", data)
+        return where
 
     def _append(self, chore_id: str, tag: str, data: bytes) -> Location:
         if self._segment is None:

@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from matforge.engine import results
 from matforge.worker import load, processes
 from matforge.worker.runner import Job, run_function
 from matforge.worker.seeds import Generators
@@ -40,7 +41,8 @@ def main() -> None:
     generators.begin(job.seed + rank)  # ranks that draw the same numbers would be of no use
     outcome = run_function(job, load.Functions(run_dir), run_dir, keep=rank == 0)
     if outcome.data is not None:
-        Path(f"{task_file}.0.pickle").write_bytes(outcome.data)
+        with Path(f"{task_file}.0.pickle").open("wb", buffering=0) as file:
+            results.write(file, file.name, outcome.data)
     failure = outcome.failure.as_dict() if outcome.failure else None
     if rank == 0 or failure is not None:
         beside = Path(f"{task_file}.{rank}.new")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import pickle
 import resource
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from matforge.engine import results
 from matforge.model import Failure, FailureKind, MatForgeError, WithReport
 from matforge.worker import load
 from matforge.worker.capture import Streams
@@ -71,8 +71,8 @@ class Job:
 class Outcome:
     """How a task ended, before it becomes a report."""
 
-    data: bytes | None = None
-    """The pickled result."""
+    data: bytes | results.Pieces | None = None
+    """The pickled result; in pieces if it has large buffers."""
     report: dict[str, Any] | None = None
     failure: Failure | None = None
 
@@ -158,7 +158,7 @@ def call_chore(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def dump_result(result: Any, chore_id: str) -> bytes:
+def dump_result(result: Any, chore_id: str) -> bytes | results.Pieces:
     """Pickle a result; by value (cloudpickle) where plain pickle cannot.
 
     Raises
@@ -167,7 +167,7 @@ def dump_result(result: Any, chore_id: str) -> bytes:
         With kind ``CANNOT_PICKLE_RESULT``.
     """
     try:
-        return pickle.dumps(result, protocol=5)
+        return results.dump(result)
     except MemoryError:
         raise
     except Exception:
@@ -175,7 +175,7 @@ def dump_result(result: Any, chore_id: str) -> bytes:
     try:
         import cloudpickle
 
-        return bytes(cloudpickle.dumps(result, protocol=5))
+        return results.dump(result, cloudpickle.dumps)
     except MemoryError:
         raise
     except Exception as error:
@@ -296,8 +296,9 @@ def finish(
         if printed and job.directory is None:
             streams.copy_to(folder, job.tag)
         if failure is None and outcome.data is not None:
-            where = publisher.result(job.chore_id, job.tag, job.directory, outcome.data)
-            inline = outcome.data if len(outcome.data) <= INLINE_LIMIT else b""
+            data = outcome.data
+            where = publisher.result(job.chore_id, job.tag, job.directory, data)
+            inline = data if isinstance(data, bytes) and len(data) <= INLINE_LIMIT else b""
     except OSError as error:
         place = streams.folder if error is trouble else folder
         failure = failure or storage_failure(error, place, job.chore_id)

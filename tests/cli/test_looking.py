@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from matforge.cli.watch import Look, Teller, rate_of
+from tests.cli.conftest import Done
 from tests.cli.test_commands import MATFORGE, matforge, one_sentence
 from tests.harness import records
 
@@ -53,31 +53,6 @@ after(first[0:2])
 after(fit(1))
 pipe.submit()
 """
-
-
-@dataclass
-class Done:
-    """How a command ended that ran in this process."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
-    """Runs a command in this process: starting Python takes longer than all of it."""
-    from matforge.cli import main
-
-    def call(*arguments: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["matforge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return Done(int(ended.value.code or 0), out, err)
-
-    return call
 
 
 @pytest.fixture(scope="module", params=["full", "packed"])

@@ -15,6 +15,7 @@ from typing import Any
 import chores
 import cloudpickle
 
+from matforge.engine import results
 from matforge.engine.locations import read
 from matforge.executors.protocol import Executor, Finished, Lost, Report, RunContext, Started, Task
 from matforge.model import Attempt, Lane, Location, OutputReference, Resources
@@ -152,7 +153,7 @@ class Harness:
         assert report.result is not None
         data = read(self.run_dir, report.result)
         assert report.inline in (None, data)
-        return pickle.loads(data)
+        return results.loads(data, self.run_dir / report.result.path)
 
     def failure(self, task: Task) -> Any:
         """Run one task that fails; its failure."""

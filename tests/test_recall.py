@@ -1,0 +1,178 @@
+"""``cache=True``: results are shared between the runs of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import matforge
+from matforge import Pipeline, WithReport, opening
+from matforge.engine.cache import FOLDER
+from matforge.engine.history import story_of
+from matforge.future import RunFuture
+from matforge.model import UsageError
+from tests.harness import killed_after, records
+
+
+def calls(folder: Path) -> int:
+    """How often functions that leave a mark were called."""
+    return len(list(folder.glob("mark-*")))
+
+
+def marker(folder: Path) -> Callable[[], None]:
+    def mark() -> None:
+        import os
+        import secrets
+
+        open(os.path.join(folder, f"mark-{secrets.token_hex(8)}"), "x").close()
+
+    return mark
+
+
+def run_once(
+    base: Path,
+    layout: str = "full",
+    *,
+    factor: int = 2,
+    cache: Any = True,
+    seed: int = 0,
+    large: bool = False,
+) -> tuple[RunFuture, list[Any]]:
+    """Two cached chores, the second of which needs the first, in a run of their own."""
+    mark = marker(base)
+    pipe = Pipeline(base, workers=2, layout=layout, seed=seed)
+
+    @pipe.chore(cache=cache)
+    def first(n: int) -> Any:
+        mark()
+        value = np.arange(n * 100_000 if large else n)
+        return WithReport(value, {"n": n})
+
+    @pipe.chore(cache=cache)
+    def second(values: Any) -> Any:
+        mark()
+        return int(values.sum()) * factor
+
+    made = first(4)
+    total = second(made)
+    future = pipe.submit(quiet=True)
+    future.result(60)
+    return future, [int(made.result().sum()), total.result()]
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_the_next_run_takes_what_the_first_has_made(tmp_path: Path, layout: str, large: bool) -> None:
+    _, made = run_once(tmp_path, layout, large=large)
+    assert calls(tmp_path) == 2
+    for again in ("full", "packed"):
+        future, taken = run_once(tmp_path, again, large=large)
+        assert taken == made
+        assert calls(tmp_path) == 2
+        status = json.loads((future.run_dir / "status.json").read_text())
+        assert status["current"]["completed"] == 2
+        story = story_of(future.run_dir, "chore-first-0001")
+        assert [a["outcome"] for a in story.attempts] == ["cached"]
+        assert story.report == {"n": 4}
+
+
+def test_a_changed_function_misses_and_what_comes_before_it_does_not(tmp_path: Path) -> None:
+    run_once(tmp_path, factor=2)
+    _, values = run_once(tmp_path, factor=3)
+    assert values == [6, 18]
+    assert calls(tmp_path) == 3
+
+
+def test_a_declared_version_misses(tmp_path: Path) -> None:
+    run_once(tmp_path, cache="v1")
+    run_once(tmp_path, cache="v2")
+    assert calls(tmp_path) == 4
+
+
+def test_without_the_word_nothing_is_shared_and_nothing_is_made(tmp_path: Path) -> None:
+    run_once(tmp_path, cache=False)
+    run_once(tmp_path, cache=False)
+    assert calls(tmp_path) == 4
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_damaged_cache_is_a_miss(tmp_path: Path) -> None:
+    run_once(tmp_path)
+    for path in (tmp_path / FOLDER / "objects").rglob("*"):
+        if path.is_file():
+            path.unlink()
+            path.write_bytes(b"damaged")
+    assert run_once(tmp_path)[1] == [6, 12]
+    assert calls(tmp_path) == 4
+    assert run_once(tmp_path)[1] == [6, 12]
+    assert calls(tmp_path) == 4
+
+
+def test_the_cached_results_of_a_run_outlive_the_cache(tmp_path: Path) -> None:
+    import shutil
+
+    run_once(tmp_path)
+    future, _ = run_once(tmp_path)
+    shutil.rmtree(tmp_path / FOLDER)
+    again = opening.reopen(future.run_dir, quiet=True)
+    again.wait(60)
+    assert again.read_result("chore-second-0002") == 12
+    assert calls(tmp_path) == 2
+
+
+def test_a_run_that_is_killed_at_any_record_resumes_without_calling_anything(tmp_path: Path) -> None:
+    run_once(tmp_path)
+    future, _ = run_once(tmp_path)
+    for count in range(records_before_the_end(future.run_dir), len(records(future.run_dir))):
+        copy = killed_after(future.run_dir, count, tmp_path / f"killed-{count}")
+        session = opening.reopen(copy, quiet=True)
+        session.wait(60)
+        assert session.read_result("chore-second-0002") == 12
+    assert calls(tmp_path) == 2
+
+
+def records_before_the_end(run_dir: Path) -> int:
+    """Records without which the script would have to be run again."""
+    return next(i for i, r in enumerate(records(run_dir)) if r["e"] == "submitted") + 1
+
+
+def test_entries_say_what_they_are(tmp_path: Path) -> None:
+    future, _ = run_once(tmp_path)
+    made = [json.loads(p.read_text())["made"] for p in (tmp_path / FOLDER / "entries").rglob("*.json")]
+    (first,) = (entry for entry in made if entry["chore"] == "chore-first-0001")
+    assert first["arguments"] == "4"
+    assert first["run"] == future.run_dir.name
+
+
+def test_what_depends_on_the_seed_is_taken_for_the_same_seed_only(tmp_path: Path) -> None:
+    def once(seed: int) -> int:
+        with Pipeline(tmp_path, workers=1, seed=seed) as pipe:
+            draw = pipe.chore("draw", cache=True)(lambda: matforge.seed())()
+            pipe.submit(quiet=True)
+            return int(draw.result(60))
+
+    assert once(1) == once(1)
+    assert once(1) != once(2)
+
+
+def test_a_chore_that_fails_leaves_no_entry(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+    pipe.chore("bad", cache=True)(lambda: 1 / 0)()
+    assert isinstance(pipe.submit(quiet=True).exception(60), matforge.RunFailedError)
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).write_text("a file in its place")
+    assert run_once(tmp_path)[1] == [6, 12]
+
+
+@pytest.mark.parametrize("word", [1, "", None, 2.5])
+def test_a_word_that_says_nothing_is_refused(tmp_path: Path, word: Any) -> None:
+    with pytest.raises(UsageError, match="cache must be True, False or a version"):
+        Pipeline(tmp_path).chore(cache=word)
