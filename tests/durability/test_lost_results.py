@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from matforge import Pipeline
+from matforge.engine.history import read_stories
 from matforge.engine.journal import encode
 from matforge.engine.locations import is_whole
 from matforge.engine.salvage import TRIES
@@ -173,6 +174,12 @@ def test_an_input_that_is_lost_is_made_again_and_its_chore_waits_for_it(folder: 
     assert outcome(session) == outcome(undisturbed)
     counts = {name: (t.added, t.completed, t.failed) for name, t in session.engine.tally.items()}
     assert counts == dict.fromkeys("abcd", (1, 1, 0))
+    told = {
+        name: [attempt["outcome"] for attempt in story.attempts]
+        for name, story in read_stories(session.run_dir, session.ended).items()
+    }
+    assert told["chore-a-0001"] == ["completed", "completed"]
+    assert told["chore-c-0003"] == ["storage", "completed"]
 
 
 @SPOILS
