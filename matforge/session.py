@@ -19,7 +19,7 @@ from matforge.engine.records import Ending
 from matforge.engine.run import Run
 from matforge.engine.store import LOG_NAME
 from matforge.manager import FluxManager
-from matforge.model import ChoreState, Failure, Location, MatForgeError, RunState
+from matforge.model import ChoreState, Failure, Location, MatForgeError, RunState, apply_path
 
 log = logging.getLogger("matforge")
 
@@ -259,17 +259,15 @@ class Session:
                 raise MatForgeError(f"{chore_id} has no result: it was cancelled.")
             raise MatForgeError(f"{chore_id} has no result yet.")
         try:
-            return results.load_part(self.run_dir, where, path)
+            value = results.opened(self.run_dir, where) if path else results.load(self.run_dir, where)
         except MatForgeError:
             raise
-        except Exception as error:
-            if path and isinstance(error, IndexError | KeyError | TypeError):
-                raise  # a part that is not there: the mistake of whoever asks
-            # unpickling runs arbitrary code
+        except Exception as error:  # unpickling runs arbitrary code
             raise MatForgeError(
                 f"The result of {chore_id} in {self.run_dir / where.path} cannot be loaded: "
                 f"{type(error).__name__}: {error}."
             ) from error
+        return apply_path(value, path)
 
     def outcome(self) -> Results:
         """All results, once the run has ended.

@@ -186,9 +186,13 @@ def load_part(run_dir: Path, where: Location, indices: Sequence[Any]) -> Any:
     DamagedError
         As for :func:`load`.
     """
-    mapped = view(run_dir, where) if indices else None
-    value = load(run_dir, where) if mapped is None else loads(mapped, run_dir / where.path)
-    return apply_path(value, indices)
+    return apply_path(opened(run_dir, where) if indices else load(run_dir, where), indices)
+
+
+def opened(run_dir: Path, where: Location) -> Any:
+    """The value at ``where`` for somebody who wants a part of it; see :func:`load_part`."""
+    mapped = view(run_dir, where)
+    return load(run_dir, where) if mapped is None else loads(mapped, run_dir / where.path)
 
 
 def view(run_dir: Path, where: Location) -> memoryview | None:
