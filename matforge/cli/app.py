@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import Exit, leave, log_to_stderr, sentences
+from matforge.cli.console import Exit, complain, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -130,10 +130,21 @@ def run_script(
     if verbose:
         log_to_stderr()
     given = list(arguments or [])
+    _tell_misplaced(given)
     sys.argv = [str(script), *(given[1:] if given[:1] == ["--"] else given)]
     sys.path.insert(0, str(script.resolve().parent))
     runpy.run_path(str(script), run_name="__main__")
     _wait_for_all(as_json=as_json)
+
+
+def _tell_misplaced(arguments: list[str]) -> None:
+    """An option of ours after the script is the script's, which is hardly what was meant."""
+    ours = {"--executor", "--workers", "--strategy", "--dir", "--layout", "--resume", "--json"}
+    if arguments[:1] != ["--"] and (found := [a for a in arguments if a.partition("=")[0] in ours]):
+        complain(
+            f"{found[0]} stands after the script and is passed on to it; put options of `matforge run` "
+            "before the script, or -- before what the script gets."
+        )
 
 
 def _checked_strategy(text: str | None) -> str | None:

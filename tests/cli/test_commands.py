@@ -309,6 +309,14 @@ def test_a_missing_script_is_refused_in_one_sentence() -> None:
     one_sentence(matforge("run", "--wrokers", "2", "script.py"), "no option --wrokers")
 
 
+def test_an_option_of_ours_after_the_script_is_told_to_be_the_scripts(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nprint(sys.argv[1:])\n")
+    done = matforge("run", "script.py", "--workers", "4", cwd=tmp_path)
+    assert done.stdout == "['--workers', '4']\n"
+    assert "--workers stands after the script and is passed on to it" in done.stderr
+    assert matforge("run", "script.py", "--", "--workers", "4", cwd=tmp_path).stderr == ""
+
+
 SLOW_SCRIPT = """
 import time
 from matforge import Pipeline
