@@ -9,6 +9,7 @@ afterwards.
 from __future__ import annotations
 
 import builtins
+import functools
 import hashlib
 import io
 import pickle
@@ -85,7 +86,7 @@ class ChoreRegistry:
             raise UsageError(f"A chore must be a function, not {type(func).__name__}.")
         if name is not None and not isinstance(name, str):
             raise UsageError(f"The name of a chore must be a string, not {name!r}.")
-        qualname = name or str(getattr(func, "__qualname__", type(func).__name__))
+        qualname = name or _name_of(func)
         known = self._entries.get(qualname)
         if known is not None and known.func is not func and not _redefined(known.func, func):
             raise UsageError(
@@ -162,6 +163,13 @@ class ChoreRegistry:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    """What its author calls a function, also one that is defined inside another or bound to arguments."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return str(getattr(func, "__qualname__", type(func).__name__)).rpartition("<locals>.")[2]
 
 
 def _redefined(old: Callable[..., Any], new: Callable[..., Any]) -> bool:

@@ -78,6 +78,22 @@ def test_a_strategy_that_returns_something_else_is_told_by_name(tmp_path: Path) 
         pipe.submit(quiet=True).result(120)
 
 
+def test_a_function_defined_inside_another_is_known_by_its_name(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+
+    @pipe.chore()
+    def inner(n: int) -> int:
+        return n
+
+    @pipe.strategy(bolo_list=["inner"])
+    def once_more(n: int) -> ChoreSpec | None:
+        return ChoreSpec((n + 1,), qualname="inner") if n < 3 else None
+
+    inner(1)
+    values = [v for v in pipe.submit(quiet=True).result(60).values() if isinstance(v, int)]
+    assert values == [1, 2, 3]
+
+
 def test_an_unknown_name_in_the_list_is_told_with_the_nearest(tmp_path: Path) -> None:
     pipe = Pipeline(tmp_path)
     pipe.chore()(guess)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import pickle
 import threading
@@ -325,3 +326,10 @@ def test_a_seed_is_a_whole_number_that_every_random_generator_takes() -> None:
 def test_a_spec_knows_the_key_of_the_chore_that_it_becomes() -> None:
     assert ChoreSpec(qualname="f", key="a").chore_key == content_key("named", "a")
     assert ChoreSpec(qualname="f").chore_key is None
+
+
+def test_a_function_bound_to_arguments_has_the_name_of_the_function() -> None:
+    registry = ChoreRegistry()
+    assert registry.register(functools.partial(divmod, 7)).qualname == "divmod"
+    assert registry.register(functools.partial(functools.partial(pow, 2), 3)).qualname == "pow"
+    assert registry.register(lambda: None).qualname == "<lambda>"
