@@ -578,7 +578,10 @@ from pathlib import Path
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from tests.harness import call, play
 
+known = threading.Event()
+
 def behaviour(task):
+    known.wait(30)
     if task.attempt.chore_id == "chore-work-0003":
         os.kill(os.getpid(), int(sys.argv[2]))
         while not session.manager._requests:  # two hundred chores are done before a busy machine looks
@@ -586,6 +589,7 @@ def behaviour(task):
     return Outcome(1.0, 1)
 
 session, _ = play(Path(sys.argv[1]), [call("work", n) for n in range(200)], behaviour, workers=1)
+known.set()
 session.wait(60)
 if sys.argv[3] == "late":
     os.kill(os.getpid(), int(sys.argv[2]))
