@@ -55,6 +55,8 @@ def designate(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not file.is_file():
+        raise UsageError(f"There is no file {file}; give a parquet file with vacua.")
     try:
         table = pq.read_table(file, partitioning=None)
     except (pa.ArrowException, OSError) as error:

@@ -80,5 +80,9 @@ def test_what_is_not_there_is_told_in_one_sentence(vault: Command) -> None:
         done = vault(*arguments)
         assert done.returncode == 2, arguments
         assert len(done.stderr.strip().splitlines()) == 1
+    assert (
+        "There is no file none.parquet"
+        in vault("designate", "none.parquet", "--label", "x", "--by", "me").stderr
+    )
     assert vault("sessions").stdout == "nothing found\n"
     assert vault("clear-cache").stdout == "nothing to remove\n"
