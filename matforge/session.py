@@ -284,7 +284,7 @@ class Session:
             return Results(self)
         if state is RunState.INTERRUPTED:
             raise InterruptedRunError(
-                f"The run was interrupted ({manager.problem}); "
+                f"The run was interrupted ({(manager.problem or '').removesuffix('.')}); "
                 f"`matforge resume {self.run_dir}` goes on with it."
             )
         raise RunFailedError(self._sentence(), Results(self), self._told_failures())

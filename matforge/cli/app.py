@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import Exit, complain, leave, log_to_stderr, sentences
+from matforge.cli.console import Exit, Leaving, complain, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -42,8 +42,11 @@ def run() -> None:
     try:
         with sentences():
             app()
-    except KeyboardInterrupt:
-        leave(Exit.INTERRUPTED, "interrupted; `matforge resume RUN` goes on with a run that had begun.")
+    except SystemExit as ended:
+        # typer turns Ctrl-C into this exit code and says nothing
+        if ended.code == Exit.INTERRUPTED and not isinstance(ended, Leaving):
+            complain("interrupted; `matforge resume RUN` goes on with a run that had begun.")
+        raise
     except BrokenPipeError:
         # whoever read our output has gone; nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,11 +34,15 @@ def complain(sentence: str) -> None:
     print(f"matforge: {sentence}", file=sys.stderr)
 
 
+class Leaving(SystemExit):
+    """The end of a command that has said what there is to say."""
+
+
 def leave(code: Exit, sentence: str = "") -> NoReturn:
     """End the command."""
     if sentence:
         complain(sentence)
-    raise SystemExit(int(code))
+    raise Leaving(int(code))
 
 
 @contextmanager

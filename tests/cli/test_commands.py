@@ -361,6 +361,7 @@ def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, 
     _, errors = driver.communicate(timeout=20)
     assert driver.returncode == code, errors
     assert "Traceback" not in errors
+    assert "`matforge resume " in errors or signum != signal.SIGINT
     gone, alive = psutil.wait_procs(family, timeout=5)
     assert gone
     assert not alive
