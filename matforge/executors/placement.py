@@ -5,7 +5,8 @@ theirs. Normally a node has one agent that holds all of it. A job of its own (MP
 needs cores that no agent holds, so agents have to go first:
 
 1. Chores are placed strictly in their order; what stands behind the head of the queue waits.
-2. For a job the nodes are chosen that need the fewest busy agents to go.
+2. A job that fits into free cores is started there. Otherwise the nodes are chosen that need the
+   fewest busy agents to go.
 3. Those agents get nothing new, and end when they have nothing left to do.
 4. The job is started; on these nodes no agent is started before it has its cores.
 5. Cores that nobody holds and no waiting job wants are given to a new agent.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(slots=True, eq=False)
@@ -100,34 +102,53 @@ def plan(need: Need, nodes: Iterable[Node]) -> Plan | None:
     Plan or None
         None if jobs hold so much that it must wait for one of them to end.
     """
-    offers = [offer for node in nodes if node.up and (offer := _offer(need, node)) is not None]
-    # whole nodes with nothing to lose first; then where least would have to be finished before
-    offers.sort(key=lambda o: (o[1] < need.tasks, o[2], -o[1], o[0].rank))
-    chosen: list[Node] = []
-    leaving: list[Block] = []
-    missing, ready = need.tasks, True
-    for node, tasks, _, _ in offers:
+    up = [node for node in nodes if node.up]
+    # what is free now comes first, so that a place which was cleared for a job is not passed over
+    # for another one that would have to be cleared too
+    free = _choose(need, [_Offer(n, tasks, 0) for n in up if (tasks := need.tasks_in(*n.free())) > 0])
+    if free is not None:
+        return Plan(tuple(node for node, _ in free), (), ready=True)
+    chosen = _choose(need, [offer for n in up if (offer := _offer(need, n)) is not None])
+    if chosen is None:
+        return None
+    leaving = [block for node, takes in chosen for block in _must_leave(need, node, takes)]
+    return Plan(tuple(node for node, _ in chosen), tuple(leaving), ready=False)
+
+
+class _Offer(NamedTuple):
+    node: Node
+    tasks: int
+    """Tasks that could run there."""
+    waits: int
+    """Work that has to end before."""
+
+
+def _choose(need: Need, offers: list[_Offer]) -> list[tuple[Node, int]] | None:
+    """Nodes and how many tasks each takes; None if all of them together are too few.
+
+    A node that holds all is better than several; then the one where least has to end before.
+    """
+    offers.sort(key=lambda o: (o.tasks < need.tasks, o.waits, -o.tasks, o.node.rank))
+    chosen: list[tuple[Node, int]] = []
+    missing = need.tasks
+    for offer in offers:
         if missing <= 0:
             break
-        takes = min(tasks, missing)
-        chosen.append(node)
-        leaving += _must_leave(need, node, takes)
-        ready = ready and need.tasks_in(*node.free()) >= takes
+        takes = min(offer.tasks, missing)
+        chosen.append((offer.node, takes))
         missing -= takes
-    if missing > 0:
-        return None
-    return Plan(tuple(chosen), tuple(leaving), ready and not leaving)
+    return chosen if missing <= 0 else None
 
 
-def _offer(need: Need, node: Node) -> tuple[Node, int, int, int] | None:
-    """``(node, tasks that could run there, work that must end first, cores)``; None if none could."""
+def _offer(need: Need, node: Node) -> _Offer | None:
+    """What a node could hold once its agents have gone; None if its jobs leave too little."""
     jobs = [b for b in node.blocks if b.fixed]
     tasks = need.tasks_in(node.cores - sum(b.cores for b in jobs), node.gpus - sum(b.gpus for b in jobs))
     if tasks <= 0:
         return None
     leaving = _must_leave(need, node, min(tasks, need.tasks))
     waits = sum(b.load for b in leaving) + sum(b.load for b in node.blocks if b.leaving)
-    return node, min(tasks, need.tasks), waits, node.cores
+    return _Offer(node, min(tasks, need.tasks), waits)
 
 
 def _must_leave(need: Need, node: Node, tasks: int) -> list[Block]:

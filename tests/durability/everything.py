@@ -66,7 +66,8 @@ class Everything(FutureProcessingStrategy):
             self.sum += event.result()  # a wrong result would be seen in the state
         if event.chore.name == "trigger" and event.ok:
             yield Cancel(ref("endless", 1))
-            yield Reprioritise(ref("after", 16), -5)
+            yield Reprioritise(ref("after", 16), -5)  # comes too late where a thread takes its time
+            yield Reprioritise(ref("never", 13), -5)
         if event.ok and event.report.get("children"):
             level = {"grow": "twig", "twig": "leaf"}[event.chore.name]
             for number in range(event.report["children"]):

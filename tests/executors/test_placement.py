@@ -82,6 +82,14 @@ def test_idle_nodes_come_first_and_the_rest_keeps_working() -> None:
     assert found.leaving == (idle,)
 
 
+def test_a_free_place_is_taken_before_an_idle_agent_is_sent_away() -> None:
+    there = [Node(0, "a", 3, blocks=[Block(1), Block(1)]), Node(1, "b", 2)]
+    found = plan(Need(1, 2), there)
+    assert found is not None
+    assert [node.rank for node in found.nodes] == [1]
+    assert found.ready
+
+
 def test_one_node_that_can_hold_all_is_better_than_two() -> None:
     there = [Node(0, "a", 2), Node(1, "b", 2), Node(2, "c", 4)]
     found = plan(Need(4, 1), there)
