@@ -22,7 +22,8 @@ _REBUILT: dict[str, frozenset[str]] = {
     "datetime": frozenset(("date", "datetime", "time", "timedelta", "timezone")),
     "decimal": frozenset(("Decimal",)),
     "fractions": frozenset(("Fraction",)),
-    "pathlib": frozenset(("PosixPath", "PurePosixPath", "Path")),
+    "pathlib": (_PATHS := frozenset(("PosixPath", "PurePosixPath", "Path"))),
+    "pathlib._local": _PATHS,  # their home in Python 3.13
     "numpy": frozenset(("dtype", "ndarray")),
     "numpy._core.multiarray": frozenset(("_reconstruct", "scalar")),
     "numpy._core.numeric": frozenset(("_frombuffer",)),
