@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ class Recording(ABC):
         self._ids: dict[str, Call] = {}
         self._keys: dict[str, OutputReference] = {}
         self._watches: list[Watch] = []
+        self._signatures: dict[str, tuple[Any, inspect.Signature | None]] = {}
         self._closed = False
         """Whether it was submitted, so that nothing more can be recorded."""
 
@@ -191,13 +193,33 @@ class Recording(ABC):
         resources: Resources | None = None,
         key: str | None = None,
     ) -> OutputReference:
-        """Record a call of a function of the registry; what :class:`~matforge.delayed.Delayed` does."""
+        """Record a call of a function of the registry; what :class:`~matforge.delayed.Delayed` does.
+
+        Raises
+        ------
+        UsageError
+            If the function cannot be called so, or an argument cannot be pickled.
+        """
         self._check_open()
+        self._check_arguments(entry, args, kwargs)
         payload, inputs = pack((tuple(args), dict(kwargs)), self)
         wants = resources or entry.resources
         return self._record(
             Call(entry.id_name, payload, inputs, entry.qualname, wants, nice, key, entry.policy)
         )
+
+    def _check_arguments(self, entry: Registration, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Arguments that do not fit are told at the line that has them, not when the chore runs."""
+        func, signature = self._signatures.get(entry.qualname, (None, None))
+        if func is not entry.func:
+            signature = _signature(entry.func)
+            self._signatures[entry.qualname] = entry.func, signature
+        if signature is None:
+            return
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise UsageError(f"{entry.qualname!r} cannot be called like this: {error}.") from error
 
     def exec(
         self,
@@ -275,6 +297,17 @@ class Recording(ABC):
     @abstractmethod
     def read_result(self, name: str, timeout: float | None = None, path: Sequence[Any] = ()) -> Any:
         """What :meth:`OutputReference.result` calls: waits for one chore."""
+
+
+def _signature(func: Callable[..., Any]) -> inspect.Signature | None:
+    """How a function is called; None if it does not tell.
+
+    What a decorator has put around it is what is called, and may take other arguments than it.
+    """
+    try:
+        return inspect.signature(func, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return None
 
 
 def _words(command: Sequence[Any] | str) -> list[Any]:
