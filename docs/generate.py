@@ -27,6 +27,8 @@ WIDTH = 100
 """Columns after which a signature is broken between two parameters."""
 GLUE = "\0"
 """Stands for a space at which a signature must not be broken."""
+HALVES = ("Recording",)
+"""Classes whose methods are told as those of the public class that is made of them."""
 HIDDEN = {
     *("add", "controls", "layers", "load", "read_result", "record_call", "release", "run", "seed_of"),
     *("as_dict", "from_dict"),
@@ -81,7 +83,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
 }
 """Title of a section to what it says first and the public names in it, in reading order."""
 
-ELSEWHERE = {"Delayed": "pipeline", "Results": "session", "Graph": "drawing", "load": "strategies"}
+ELSEWHERE = {"Delayed": "delayed", "Results": "session", "Graph": "drawing", "load": "strategies"}
 """Names in the reference that the root has not, to their modules."""
 
 
@@ -235,8 +237,12 @@ def entry(name: str, thing: Any) -> list[str]:
 
 
 def methods(cls: type) -> Iterator[tuple[str, Any]]:
-    """Public functions of a class with docstrings of their own, in the order of the source."""
-    for name, member in vars(cls).items():
+    """Public functions of a class with docstrings of their own, in the order of the source.
+
+    Those of a part that it is made of, and that has no entry of its own, come first.
+    """
+    parts = [base for base in cls.__bases__ if base.__name__ in HALVES]
+    for name, member in (pair for one in (*parts, cls) for pair in vars(one).items()):
         plain = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         hidden = name.startswith("_") or name in HIDDEN
         if not hidden and inspect.isfunction(plain) and plain.__doc__:

@@ -2,31 +2,39 @@
 
 For code that speaks to executors already: each ``submit`` is a chore with a place in the run
 directory, in ``status.json`` and in the journal, and it may run wherever the run does.
+
+A call that raises is a chore that failed, of which the journal keeps a text. The exception itself, which
+whoever waits for the future is to get, is left beside the chore's streams, in :data:`RAISED`.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matforge.chore import Call, ChoreRegistry, pack, slug
-from matforge.model import ONE_CORE, Failure, MatForgeError, Resources, UsageError
+from matforge.engine.store import OUT_NAME
+from matforge.model import ONE_CORE, ChoreState, Failure, FailureKind, MatForgeError, Resources, UsageError
 from matforge.opening import begin
 from matforge.session import Session, told
 from matforge.settings import run_settings
 
 _CALL = "call"
+RAISED = "raised.pickle"
+"""File of a chore's directory: the exception that its call has raised, if it can be pickled."""
 
 
 class ChoreFailedError(MatForgeError):
-    """A call did not succeed.
+    """A call did not succeed, and not by an exception of its own; or that exception's ``__cause__``.
 
     Attributes
     ----------
@@ -43,7 +51,30 @@ class ChoreFailedError(MatForgeError):
 
 
 def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return function(*args, **kwargs)
+    """What a chore of an executor runs; the identity is taken first, as the call may change everything."""
+    folder = Path(os.environ["MATFORGE_RUN_DIR"], OUT_NAME, os.environ["MATFORGE_CHORE_ID"])
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        with suppress(Exception):  # then the text has to do
+            import cloudpickle
+
+            data = cloudpickle.dumps(error)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / RAISED).write_bytes(data)
+        raise
+
+
+def _raised(folder: Path, told: ChoreFailedError) -> BaseException:
+    """The exception that a call has raised, ``told`` being its cause; or that, if there is none."""
+    try:
+        error = pickle.loads((folder / RAISED).read_bytes())
+    except Exception:  # none was left, or a class that is not to be had here
+        return told
+    if not isinstance(error, Exception):
+        return told
+    error.__cause__ = told
+    return error
 
 
 class ChoreExecutor(Executor):
@@ -100,8 +131,9 @@ class ChoreExecutor(Executor):
         Returns
         -------
         Future
-            Its ``exception()`` is a :class:`ChoreFailedError` if the chore failed; ``cancel()`` also
-            stops a call that runs.
+            Its ``exception()`` is what the call has raised, with a :class:`ChoreFailedError` as its
+            ``__cause__``; that itself, if the chore failed otherwise (a signal, no memory, ...) or the
+            exception cannot be pickled. ``cancel()`` also stops a call that runs.
 
         Raises
         ------
@@ -130,13 +162,22 @@ class ChoreExecutor(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; the run ends when its chores have."""
+        """Take no more calls; the run ends when its chores have.
+
+        Parameters
+        ----------
+        wait : bool
+            Return when it has.
+        cancel_futures : bool
+            Cancel the calls that were not given to a worker yet; those that were come to their end.
+        """
         with self._lock:
             self._open = False
             waiting = list(self._futures.values())
         if cancel_futures:
             for future in waiting:
-                future.cancel()
+                if not future.running():
+                    future.cancel()
         self._session.manager.release()
         if wait:
             self._session.wait()
@@ -164,7 +205,9 @@ class ChoreExecutor(Executor):
         failure = self._session.failures.get(chore_id)
         try:
             if failure is not None:
-                raise ChoreFailedError(f"{told(chore_id, failure)}.", failure)
+                error = ChoreFailedError(f"{told(chore_id, failure)}.", failure)
+                own = failure.kind is FailureKind.EXCEPTION
+                raise _raised(self.run_dir / OUT_NAME / chore_id, error) if own else error
             future.set_result(self._session.read_result(chore_id))
         except BaseException as error:  # unpickling runs arbitrary code
             future.set_exception(error)
@@ -177,6 +220,11 @@ class _ChoreFuture(Future[Any]):
         super().__init__()
         self._session = session
         self.chore_id = ""
+
+    def running(self) -> bool:
+        """Whether the call was given to a worker and has not ended."""
+        node = self._session.engine.graph.nodes.get(self.chore_id)
+        return not self.done() and node is not None and node.state is ChoreState.RUNNING
 
     def cancel(self) -> bool:
         """Cancel the chore, even one that runs; False if it has ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matforge.model import ChoreState, UsageError
 
@@ -20,6 +21,9 @@ COLOURS: Mapping[ChoreState | None, str] = {
     ChoreState.CANCELLED: "#cfcfcf",
 }
 """Fill of a chore by its state; None before the pipeline is submitted."""
+LINE = "#607080"
+NAMED = 200
+"""Chores that are drawn as boxes with their names; of more no name could be read, so they are dots."""
 
 
 @dataclass(frozen=True)
@@ -98,18 +102,33 @@ def _draw(graph: Graph, path: Path) -> None:
         ) from None
     places = _places(graph.layers())
     wide = max((len(layer) for layer in graph.layers()), default=1)
-    figure = Figure(figsize=(max(4.0, min(40.0, 1.9 * wide)), max(2.0, 1.1 * len(graph.layers()))))
+    figure = Figure(figsize=(max(4.0, min(40.0, 1.9 * wide)), max(2.0, min(40.0, 1.1 * len(graph.layers())))))
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
     axes.axis("off")
-    for a, b in graph.edges:
-        arrow = {"arrowstyle": "-|>", "color": "#607080", "shrinkA": 12, "shrinkB": 12}
-        axes.annotate("", xy=places[b], xytext=places[a], arrowprops=arrow)
-    for name, (x, y) in places.items():
-        box = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[graph.nodes[name]], "edgecolor": "#607080"}
-        axes.text(x, y, name.removeprefix("chore-"), ha="center", va="center", fontsize=8, bbox=box)
+    (_boxes if len(graph.nodes) <= NAMED else _dots)(axes, graph, places)
     axes.set_xlim(-0.5 * wide - 0.1, 0.5 * wide + 0.1)
     axes.set_ylim(-len(graph.layers()) + 0.4, 0.6)
     figure.savefig(path)
+
+
+def _boxes(axes: Any, graph: Graph, places: Mapping[str, tuple[float, float]]) -> None:
+    for a, b in graph.edges:
+        arrow = {"arrowstyle": "-|>", "color": LINE, "shrinkA": 12, "shrinkB": 12}
+        axes.annotate("", xy=places[b], xytext=places[a], arrowprops=arrow)
+    for name, (x, y) in places.items():
+        box = {"boxstyle": "round,pad=0.4", "facecolor": COLOURS[graph.nodes[name]], "edgecolor": LINE}
+        axes.text(x, y, name.removeprefix("chore-"), ha="center", va="center", fontsize=8, bbox=box)
+
+
+def _dots(axes: Any, graph: Graph, places: Mapping[str, tuple[float, float]]) -> None:
+    from matplotlib.collections import LineCollection
+
+    lines = [(places[a], places[b]) for a, b in graph.edges]
+    axes.add_collection(LineCollection(lines, colors=LINE, linewidths=0.4, zorder=1))
+    colours = [COLOURS[graph.nodes[name]] for name in places]
+    axes.scatter(
+        *zip(*places.values(), strict=True), s=30, c=colours, edgecolors=LINE, linewidths=0.5, zorder=2
+    )
 
 
 def _places(layers: Iterable[list[str]]) -> dict[str, tuple[float, float]]:

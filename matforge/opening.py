@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge._version import __version__
-from matforge.chore import Call, ChoreRegistry, Registration, content_key, slug
+from matforge.chore import Call, ChoreRegistry, Registration, content_key, nearest, slug
 from matforge.engine import arbitration, journal, salvage
 from matforge.engine.cache import Cache
 from matforge.engine.lock import RunLock
@@ -115,6 +115,7 @@ def begin(
         _check_fit(calls, executor)
         strategy = strategy or AdaptiveStrategy()
         _check_functions(registry)
+        _check_names(strategy, registry)
         frozen = _pickle_strategy(strategy)
         now = executor.now()
         run_dir = create_run_dir(settings.basedir, now)
@@ -201,6 +202,15 @@ def _check_functions(registry: ChoreRegistry) -> None:
     """Find out before anything is made whether a function cannot be pickled."""
     for name in registry:
         _pickle_function(registry.get(name))
+
+
+def _check_names(strategy: FutureProcessingStrategy, registry: ChoreRegistry) -> None:
+    for name in strategy.chore_names():
+        if name not in registry:
+            raise UsageError(
+                f"The strategy {type(strategy).__name__} calls {name!r}, which is not a registered chore"
+                f"{nearest(name, registry)}."
+            )
 
 
 def _functions(registry: ChoreRegistry, defaults: Defaults, store: RunStore) -> dict[str, Entry]:
@@ -328,6 +338,7 @@ def reopen(
         maker = made or _executor(settings)
         undo.callback(maker.close, kill=True)
         if script is not None:
+            _check_names(script.strategy, script.registry)
             _check_fit([script.defaults.call(call) for _, call in script.calls], maker)
         epoch = 2 + sum(r["e"] == "resume" for r in records)
         power = settings.durability == "power"

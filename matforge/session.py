@@ -57,7 +57,10 @@ class InterruptedRunError(MatForgeError):
 
 
 class Results(Mapping[str, Any]):
-    """Chore id to result of what has completed; a result is read when it is asked for."""
+    """Chore id to result of what has completed; a result is read when it is asked for.
+
+    They stand in the order in which the chores were recorded or spawned, not in that of their ends.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -69,7 +72,10 @@ class Results(Mapping[str, Any]):
         return self._session.read_result(real)
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._session.shown, list(self._session.results))
+        session = self._session
+        # each copied in one step of the interpreter, as the manager's thread may add to it
+        recorded, completed = list(session.engine.records), session.results.copy()
+        return (session.shown(name) for name in recorded if name in completed)
 
     def __len__(self) -> int:
         return len(self._session.results)

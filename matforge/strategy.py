@@ -138,6 +138,13 @@ class FutureProcessingStrategy:
     def __init__(self, manager: Any = None) -> None:
         """Subclasses need not call this; one that takes a ``manager`` gets it before its first use."""
 
+    def chore_names(self) -> Iterable[str]:
+        """Names of the registered functions that it is going to spawn, as far as it knows them.
+
+        A name that is not registered is then told before work starts, and not when it is spawned.
+        """
+        return ()
+
     def on_start(self, view: View) -> Iterable[Decision] | None:
         """Decisions before the first chore ends; called once in the life of a run."""
         return ()

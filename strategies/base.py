@@ -150,6 +150,10 @@ class AskTell(FutureProcessingStrategy):
 
     # -- the machinery
 
+    def chore_names(self) -> Iterable[str]:
+        """The chore, and what concludes: a name that is not registered is told before work starts."""
+        return (self.chore,) if self.conclude is None else (self.chore, self.conclude)
+
     def on_start(self, view: View) -> Iterable[Decision]:
         """Spawn the first calls."""
         return self._refill()

@@ -48,6 +48,10 @@ class RefinePromising(FutureProcessingStrategy):
         self.hopeless = False
         """Whether something has failed; then nothing more is spawned."""
 
+    def chore_names(self) -> Iterable[str]:
+        """What it spawns: a script that lacks one of them is told so before work starts."""
+        return ("isd_chunk", "newton_refine", "shard_write", "merge")
+
     def on_event(self, view: View, event: Event) -> Iterable[Decision]:
         """Answer the end of a chore by its kind."""
         if event.outcome is ChoreState.FAILED and not self.hopeless:

@@ -54,13 +54,45 @@ def test_futures_work_with_the_functions_of_the_standard_library(pool: ChoreExec
 def test_a_call_that_fails_says_why_and_harms_no_other(pool: ChoreExecutor) -> None:
     bad, dead, good = pool.submit(broken, "no"), pool.submit(os._exit, 3), pool.submit(abs, -1)
     error = bad.exception(60)
-    assert isinstance(error, ChoreFailedError)
-    assert error.failure.kind is FailureKind.EXCEPTION
-    assert "ValueError: no" in error.failure.traceback
+    assert isinstance(error, ValueError)
+    assert isinstance(error.__cause__, ChoreFailedError)
+    assert error.__cause__.failure.kind is FailureKind.EXCEPTION
+    assert "ValueError: no" in error.__cause__.failure.traceback
     with pytest.raises(ChoreFailedError) as failed:
         dead.result(60)
     assert (failed.value.failure.kind, failed.value.failure.exit_code) == (FailureKind.EXIT_CODE, 3)
     assert good.result(60) == 1
+
+
+class Awkward(Exception):
+    """Can be pickled, but not be made again."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def raise_awkward() -> None:
+    """Fails with it."""
+    raise Awkward(1, 2)
+
+
+def test_what_a_call_raises_is_raised_again_for_whoever_asks(pool: ChoreExecutor) -> None:
+    class Mine(LookupError):
+        """Known in this script only."""
+
+    def look() -> None:
+        os.chdir("/")
+        error = Mine("not here")
+        error.add_note("look elsewhere")
+        raise error
+
+    with pytest.raises(LookupError, match=r"^not here") as raised:
+        pool.submit(look).result(60)
+    assert raised.value.__notes__ == ["look elsewhere"]
+    with pytest.raises(ZeroDivisionError):
+        list(pool.map(divmod, [1, 1], [1, 0]))
+    with pytest.raises(ChoreFailedError, match="Awkward: 1 and 2"):
+        pool.submit(raise_awkward).result(60)
 
 
 def test_cancelling_stops_even_a_call_that_runs(pool: ChoreExecutor, tmp_path: Path) -> None:
@@ -69,6 +101,7 @@ def test_cancelling_stops_even_a_call_that_runs(pool: ChoreExecutor, tmp_path: P
     future = pool.submit(read, str(path))
     assert future.cancel()
     assert future.cancelled()
+    assert not future.running()
     assert pool.submit(abs, -5).result(60) == 5
     assert not pool.submit(abs, -5).cancelled()
 
@@ -92,13 +125,24 @@ def test_after_shutdown_nothing_is_taken_and_the_run_is_whole(tmp_path: Path) ->
     assert document["current"]["completed"] == 5
 
 
-def test_shutdown_can_cancel_what_waits(tmp_path: Path) -> None:
+def test_shutdown_can_cancel_what_waits_and_lets_what_runs_end(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
     pool = ChoreExecutor(workers=1, basedir=tmp_path, quiet=True)
-    futures = [pool.submit(read, str(path)) for _ in range(4)]
-    pool.shutdown(cancel_futures=True)
-    assert all(f.cancelled() for f in futures)
+    first, *rest = [pool.submit(read, str(path)) for _ in range(40)]
+    descriptor = os.open(path, os.O_WRONLY)  # returns when the first call has opened it for reading
+    assert first.running()
+    pool.shutdown(wait=False, cancel_futures=True)
+    given = [f for f in rest if f.running()]  # a few wait at the agent already
+    assert len(given) < len(rest)
+    assert all(f.cancelled() for f in rest if f not in given)
+    os.write(descriptor, b"late")
+    os.close(descriptor)
+    assert first.result(60) == "late"
+    for one in given:
+        path.write_text("later")
+        assert one.result(60) == "later"
+    pool.shutdown()
 
 
 def test_a_run_of_calls_that_was_interrupted_can_be_resumed(tmp_path: Path) -> None:
@@ -138,7 +182,7 @@ def test_a_call_that_cannot_be_recorded_is_told_to_who_waits(
 
 
 def test_a_failure_can_be_passed_to_another_process(pool: ChoreExecutor) -> None:
-    error = pool.submit(broken, "no").exception(60)
+    error = pool.submit(os._exit, 3).exception(60)
     assert isinstance(error, ChoreFailedError)
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.failure) == (str(error), error.failure)

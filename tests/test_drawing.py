@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_it_is_drawn(pipe: Pipeline, tmp_path: Path) -> None:
     assert (pipe.graph().save(tmp_path / "graph.png")).read_bytes().startswith(b"\x89PNG")
     assert "chore" not in pipe.graph().save(tmp_path / "graph.svg").read_text()[:200]
     assert Graph({}, ()).save(tmp_path / "empty.pdf").stat().st_size > 0
+
+
+def test_a_graph_of_thousands_is_drawn_as_dots_within_seconds(tmp_path: Path) -> None:
+    names = [f"chore-work-{k:05d}" for k in range(4000)]
+    edges = tuple((names[k // 3], names[k]) for k in range(1, len(names)))
+    states = dict.fromkeys(names, ChoreState.COMPLETED) | {names[7]: ChoreState.FAILED}
+    before = time.process_time()
+    drawn = Graph(states, edges).save(tmp_path / "graph.svg").read_text()
+    assert time.process_time() - before < 4
+    assert COLOURS[ChoreState.FAILED] in drawn
+    assert drawn.count(COLOURS[ChoreState.COMPLETED]) >= 1
+    few = Graph(dict.fromkeys(names[:20]), ()).save(tmp_path / "few.png")
+    assert few.stat().st_size > 0
 
 
 def test_an_unknown_ending_is_refused(pipe: Pipeline, tmp_path: Path) -> None:

@@ -41,6 +41,19 @@ def test_references_come_in_the_order_in_which_chores_end(tmp_path: Path) -> Non
     assert list(found) == []
 
 
+def test_results_stand_in_the_order_of_the_chores_not_of_their_ends(tmp_path: Path) -> None:
+    gates = [gate(tmp_path, f"gate-{n}") for n in range(3)]
+    pipe = Pipeline(tmp_path, workers=3)
+    refs = pipe.chore()(read).map(map(str, gates))
+    future = pipe.submit(quiet=True)
+    found = pipe.as_completed(timeout=60)
+    for n in (2, 0, 1):
+        gates[n].write_text(str(n))
+        next(found)
+    assert list(future.partial()) == [ref.chore_id for ref in refs]
+    assert list(future.result(60).values()) == ["0", "1", "2"]
+
+
 def test_chores_that_fail_or_are_cancelled_are_told_too(tmp_path: Path) -> None:
     stop = gate(tmp_path, "gate")
     pipe = Pipeline(tmp_path, workers=2)

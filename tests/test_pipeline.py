@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pickle
 import sys
@@ -485,3 +486,32 @@ def test_the_error_of_a_run_can_be_passed_to_another_process(tmp_path: Path) -> 
     again = pickle.loads(pickle.dumps(failed.value))
     assert str(again) == str(failed.value)
     assert (again.results, again.failures) == ({good.chore_id: 1}, failed.value.failures)
+
+
+def test_arguments_that_do_not_fit_are_told_where_they_are_given(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=1)
+
+    def inject(func: Any) -> Any:
+        @functools.wraps(func)
+        def inner(*args: Any) -> Any:
+            return func("given", *args)
+
+        return inner
+
+    @pipe.chore()
+    def work(x: int, *, y: int = 0) -> int:
+        return x + y
+
+    @pipe.chore()
+    @inject
+    def injected(config: str, x: int) -> str:
+        return config * x
+
+    wrong = [work, lambda: work(1, 2), lambda: work(x=1, z=3), lambda: pipe.call("work")]
+    for call in (*wrong, lambda: work.map([1], z=0)):
+        with pytest.raises(UsageError, match=r"^'work' cannot be called like this: .*argument.*\.$"):
+            call()
+    good = [work(work(1), y=2), injected(2), pipe.chore()(max)(1, 3)]
+    results = pipe.submit(quiet=True).result(60)
+    assert [results[one.chore_id] for one in good] == [3, "givengiven", 3]
+    assert len(results) == 4

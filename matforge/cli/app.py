@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import Exit, Leaving, complain, leave, log_to_stderr, sentences
+from matforge.cli.console import Exit, complain, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -26,6 +27,7 @@ from matforge.cli.options import (
     VerboseOption,
     WorkersOption,
 )
+from matforge.model import MatForgeError
 
 app = typer.Typer(
     name="matforge",
@@ -37,20 +39,56 @@ app = typer.Typer(
 )
 
 
+Misused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises for a command that was not typed as it should; which click it is of, only it knows."""
+
+
 def run() -> None:
     """Run the command line; every error a user can cause ends in one sentence."""
     try:
         with sentences():
-            app()
-    except SystemExit as ended:
-        # typer turns Ctrl-C into this exit code and says nothing
-        if ended.code == Exit.INTERRUPTED and not isinstance(ended, Leaving):
-            complain("interrupted; `matforge resume RUN` goes on with a run that had begun.")
-        raise
+            code = app(prog_name="matforge", standalone_mode=False)
+    except Misused as error:
+        _tell_misuse(error)
+    except typer.Abort:
+        leave(Exit.FAILED, "nothing was done, as nobody said yes.")
     except BrokenPipeError:
         # whoever read our output has gone; nothing more to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(int(Exit.FAILED)) from None
+    if code == Exit.INTERRUPTED:
+        _tell_interrupted()
+    if code:
+        raise SystemExit(code)
+
+
+def _tell_misuse(error: Any) -> NoReturn:
+    """One sentence in place of typer's box; a group of commands without one shows what it has."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        leave(Exit.USAGE)
+    # "No such command 'x'. Did you mean 'y'?" is two sentences
+    message = re.sub(r"\. D(id you mean .*\?)$", r" (d\1)", error.format_message()).removesuffix(".")
+    where = f"; see `{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else ""
+    leave(Exit.USAGE, f"{message}{where}.")
+
+
+def _tell_interrupted() -> None:
+    """Ctrl-C has ended the runs of this process: how each goes on."""
+    from matforge import signals
+    from matforge.session import InterruptedRunError
+
+    told = False
+    for one in signals.live():
+        try:
+            one.outcome()
+        except InterruptedRunError as error:
+            complain(str(error))
+            told = True
+        except MatForgeError:
+            continue
+    if not told:
+        complain("interrupted; `matforge resume RUN` goes on with a run that had begun.")
 
 
 def _version(wanted: bool) -> None:
@@ -213,7 +251,6 @@ def resume(
         print(f"{len(results)} chores completed in {path}")
 
 
-app.command("launch", context_settings=launch.CONTEXT)(launch.launch)
 app.command()(runs.status)
 app.command()(watch.watch)
 app.command()(runs.cancel)

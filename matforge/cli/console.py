@@ -34,15 +34,11 @@ def complain(sentence: str) -> None:
     print(f"matforge: {sentence}", file=sys.stderr)
 
 
-class Leaving(SystemExit):
-    """The end of a command that has said what there is to say."""
-
-
 def leave(code: Exit, sentence: str = "") -> NoReturn:
     """End the command."""
     if sentence:
         complain(sentence)
-    raise Leaving(int(code))
+    raise SystemExit(int(code))
 
 
 @contextmanager

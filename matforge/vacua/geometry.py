@@ -55,6 +55,8 @@ _REQUIRED = (
     "maximum_degree",
 )
 _OPTIONAL = ("polytope_points", "note", "ks_id", "triang_id", "cicy_id")
+LARGEST_INVARIANT = 1e300
+"""Invariants are exact integers of any length, but the sums are made of floats."""
 _ZETA3 = 1.2020569031595942
 
 
@@ -275,7 +277,9 @@ def _check_keys(data: Mapping[str, Any], source: str) -> None:
 def _instantons(data: Mapping[str, Any], h: int, source: str) -> tuple[list[list[int]], list[int]]:
     """Charges and exact invariants, sorted by the sum of the charge and then the charge itself."""
     charges = integer_entries(data["gv_charges"], (None, h), f"{source}: gv_charges")
-    invariants = integer_entries(data["gv_invariants"], (len(charges),), f"{source}: gv_invariants")
+    invariants = integer_entries(
+        data["gv_invariants"], (len(charges),), f"{source}: gv_invariants", below=LARGEST_INVARIANT
+    )
     seen: dict[tuple[int, ...], int] = {}
     for k, charge in enumerate(charges):
         if not any(charge):
@@ -388,7 +392,7 @@ def load_geometry(name_or_path: str | Path) -> Geometry:
         content = resources.files("matforge.vacua.geometries").joinpath(f"{text}.json").read_text("utf-8")
         return Geometry.from_dict(_parsed(content, f"{text}.json"), f"{text}.json")
     try:
-        content = Path(name_or_path).read_text("utf-8")
+        content = Path(name_or_path).read_text("utf-8-sig")
     except OSError as error:
         raise InputError(
             f"{text}: cannot be read ({error.strerror}): give the path of a geometry file."
@@ -412,3 +416,5 @@ def _parsed(content: str, source: str) -> Any:
         raise InputError(
             f"{source}: is not JSON (line {error.lineno}: {error.msg}): correct the file."
         ) from error
+    except RecursionError as error:
+        raise InputError(f"{source}: is nested too deeply for a geometry: correct the file.") from error

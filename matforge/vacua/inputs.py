@@ -13,6 +13,10 @@ from matforge.model import UsageError
 __all__ = ["InputError", "exact_integer", "integer_entries", "nearest", "real_entries", "shape_of"]
 
 
+LARGEST = 2**31
+"""What topological numbers other than invariants stay below: products of three are then exact."""
+
+
 class InputError(UsageError):
     """An input that cannot be used; the message is one sentence that says what to change."""
 
@@ -80,19 +84,22 @@ def shape_of(value: Any, shape: Sequence[int | None], where: str) -> None:
         shape_of(entry, shape[1:], f"{where}[{k}]")
 
 
-def integer_entries(value: Any, shape: Sequence[int | None], where: str) -> Any:
+def integer_entries(value: Any, shape: Sequence[int | None], where: str, *, below: float = LARGEST) -> Any:
     """Nested lists of exact Python integers in the given shape, or an `InputError` naming the entry."""
     shape_of(value, shape, where)
-    return _convert(value, len(shape), where, exact_integer)
+    return _convert(value, len(shape), where, exact_integer, below)
 
 
-def real_entries(value: Any, shape: Sequence[int | None], where: str) -> Any:
+def real_entries(value: Any, shape: Sequence[int | None], where: str, *, below: float = LARGEST) -> Any:
     """Nested lists of finite floats in the given shape, or an `InputError` naming the entry."""
     shape_of(value, shape, where)
-    return _convert(value, len(shape), where, _real)
+    return _convert(value, len(shape), where, _real, below)
 
 
-def _convert(value: Any, depth: int, where: str, one: Any) -> Any:
+def _convert(value: Any, depth: int, where: str, one: Any, below: float) -> Any:
     if depth == 0:
-        return one(value, where)
-    return [_convert(entry, depth - 1, f"{where}[{k}]", one) for k, entry in enumerate(value)]
+        number = one(value, where)
+        if not abs(number) < below:
+            raise InputError(f"{where} is out of bounds, {below:.3g} at most: correct that entry.")
+        return number
+    return [_convert(entry, depth - 1, f"{where}[{k}]", one, below) for k, entry in enumerate(value)]

@@ -37,6 +37,9 @@ Range = tuple[float, float]
 def instanton_ratio(geometry: Geometry, t: ArrayLike) -> float:
     """What the last degree of the instanton series adds to F_ijk, over what the last but one adds.
 
+    Degrees at which every invariant vanishes, or is not listed, do not count: with a gap between the last two
+    that do, this is the mean ratio of a step.
+
     With ``Y_d = sum over deg(q) = d of |n_q| (q.y)^3 exp(-2 pi q.y)``, the size of degree ``d`` in the
     contraction ``F_ijk y^i y^j y^k`` (degree 0 being ``|kappa_ijk y^i y^j y^k|``), this is ``Y_D / Y_(D-1)``
     at ``D = maximum_degree``. Invariants grow like ``n_d ~ exp(2 pi d y_c) / (d^3 log^2 d)`` with the
@@ -63,13 +66,15 @@ def instanton_ratio(geometry: Geometry, t: ArrayLike) -> float:
     else:
         degrees = np.ceil(last * areas / areas.max(initial=1e-300) - 1e-9)
     sizes = np.abs(geometry.gv_invariants) * areas**3 * np.exp(-2 * np.pi * areas)
-    above = float(sizes[degrees == last].sum())
-    below = float(sizes[degrees == last - 1].sum())
-    if last == 1:
-        below += abs(float(np.einsum("ijk,i,j,k", geometry.kappa, y, y, y)))
-    if above == 0:
+    totals = [float(sizes[degrees == d].sum()) for d in range(last + 1)]
+    totals[0] += abs(float(np.einsum("ijk,i,j,k", geometry.kappa, y, y, y)))
+    there = [d for d in range(last, -1, -1) if totals[d] > 0]
+    if not there or there[0] == 0:
         return 0.0
-    return above / below if below > 0 else math.inf
+    if len(there) == 1:
+        return math.inf
+    ratio: float = (totals[there[0]] / totals[there[1]]) ** (1 / (there[0] - there[1]))
+    return ratio
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ class Region:
     def _checked(self, geometry: Geometry) -> Region:
         if not geometry.is_simplicial:
             _check_corners(geometry, self.im_z)
+        _check_metric(geometry, self.im_z)
         _check_convergence(geometry, self.im_z)
         return self
 
@@ -252,6 +258,19 @@ def _check_corners(geometry: Geometry, ranges: tuple[Range, ...]) -> None:
             raise InputError(
                 f"the corner Im z = {[round(c, 6) for c in corner]} lies outside the Kähler cone of "
                 f"{geometry.name} (wall {wall}): choose a box inside the cone."
+            )
+
+
+def _check_metric(geometry: Geometry, ranges: tuple[Range, ...]) -> None:
+    """By the Hodge index theorem kappa_ijk y^k has one positive eigenvalue, and kappa y y y is the volume."""
+    for corner in itertools.product(*ranges):
+        y = np.linalg.solve(geometry.cone_coordinates, np.array(corner))
+        form = geometry.kappa @ y
+        values = np.linalg.eigvalsh(form)
+        if y @ form @ y <= 0 or (values[:-1] > 1e-9 * abs(values).max()).any():
+            raise InputError(
+                f"the metric of {geometry.name} is not positive at Im z = {[round(float(c), 6) for c in y]}: "
+                "correct its intersection_numbers or kahler_cone_hyperplanes."
             )
 
 

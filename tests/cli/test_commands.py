@@ -304,6 +304,30 @@ def test_a_folder_without_a_run_is_refused_in_one_sentence(command: str, tmp_pat
     one_sentence(matforge(command, str(tmp_path / "nowhere")), "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("serch", ["'serch'", "`matforge --help`"]),
+        ("vacua serch", ["(did you mean 'search'?)", "`matforge vacua --help`"]),
+        ("vacua search --bogus", ["--bogus", "`matforge vacua search --help`"]),
+        ("vacua search --workers two", ["'--workers'"]),
+        ("vacua search --preset", ["'--preset' requires an argument"]),
+        ("vacua search p11169", ["(p11169)"]),
+        ("status", ["'RUN'", "`matforge status --help`"]),
+    ],
+)
+def test_a_command_that_was_mistyped_is_refused_in_one_sentence(line: str, words: list[str]) -> None:
+    result = matforge(*line.split())
+    one_sentence(result, *words)
+    assert result.stderr.endswith(".\n")
+
+
+def test_a_group_without_a_command_shows_what_it_has() -> None:
+    result = matforge("vacua")
+    assert result.returncode == 2
+    assert "geometries" in result.stdout + result.stderr
+
+
 def test_a_missing_script_is_refused_in_one_sentence() -> None:
     one_sentence(matforge("run", "nowhere.py"), "nowhere.py")
     one_sentence(matforge("run", "--wrokers", "2", "script.py"), "no option --wrokers")
@@ -361,7 +385,9 @@ def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, 
     _, errors = driver.communicate(timeout=20)
     assert driver.returncode == code, errors
     assert "Traceback" not in errors
-    assert "`matforge resume " in errors or signum != signal.SIGINT
+    if signum == signal.SIGINT:
+        (run_dir,) = (tmp_path / "runs").iterdir()
+        assert f"`matforge resume {run_dir}` goes on with it" in errors
     gone, alive = psutil.wait_procs(family, timeout=5)
     assert gone
     assert not alive

@@ -217,10 +217,13 @@ def test_the_objective_is_an_entry_of_the_report_or_else_of_the_result(folder: P
         assert "neither the report nor the result of chore-f-0001 has an entry 'loss'" in said
 
 
-def test_an_unknown_chore_is_told_with_the_nearest_one(folder: Path) -> None:
-    session, _, _ = played(folder, parabola, Climb("simulat"), names=("simulate",))
-    (said,) = session.engine.strategy_errors
-    assert "'simulat', which is not a registered chore (did you mean 'simulate'?)" in said
+def test_an_unknown_chore_is_told_with_the_nearest_one_before_work_starts(folder: Path) -> None:
+    for strategy in (Climb("simulat"), Climb("simulate", conclude="simulat")):
+        with pytest.raises(
+            UsageError, match=r"Climb calls 'simulat', which .* \(did you mean 'simulate'\?\)\."
+        ):
+            played(folder, parabola, strategy, names=("simulate",))
+    assert list(folder.iterdir()) == []
 
 
 def test_chores_of_others_are_none_of_its_business(folder: Path) -> None:

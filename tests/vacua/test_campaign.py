@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from matforge.opening import reopen
 from matforge.session import RunFailedError
 from matforge.strategy import Event, FutureProcessingStrategy, Spawn
 from matforge.vacua import load_geometry
-from matforge.vacua.campaign import Tuning, search, start
+from matforge.vacua.campaign import Tuning, problem_of, search, start
+from matforge.vacua.campaign.problem import unpack
 from matforge.vacua.region import PRESETS, Region, preset
 from tests.vacua.kill_driver import TUNING, small_region
 
@@ -136,12 +138,12 @@ def test_a_region_without_vacua_gives_an_empty_table(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_never_looks_like_a_result(slice_run: Path, tmp_path: Path) -> None:
-    from matforge.vacua import campaign
+    from matforge.vacua.campaign import chores
 
     shard = sorted((slice_run / "shards").iterdir())[0].relative_to(slice_run)
     rows = pq.read_table(slice_run / shard).num_rows
     with pytest.raises(RuntimeError, match="not complete"):
-        campaign._read_shard(slice_run, {"file": str(shard), "rows": rows + 1})
+        chores._read_shard(slice_run, {"file": str(shard), "rows": rows + 1})
 
 
 # ---------------------------------------------------------------- killed and resumed
@@ -275,6 +277,43 @@ def test_a_damaged_cover_in_the_cache_is_built_again(tmp_path: Path, monkeypatch
         array.write_bytes(array.read_bytes()[:-8])
     again = run_preset("octic-n10", tmp_path / "again", workers=2)
     assert digest(again) == digest(first)
+
+
+def test_a_cover_that_another_node_joins_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matforge.vacua import cover
+    from matforge.vacua.campaign import chores, covers
+
+    monkeypatch.setenv("MATFORGE_CACHE_DIR", str(tmp_path))
+    geometry = load_geometry("octic")
+    problem = problem_of(geometry, Region.parse(geometry, "2:7", ":30", 2))
+    parts = [chores.cover_part(problem, part).result for part in range(covers.N_PARTS)]
+    assemble, final = cover.assemble, covers.cover_dir(*unpack(problem))
+
+    def race(paths: list[str], directory: Path) -> Any:
+        monkeypatch.setattr(cover, "assemble", assemble)
+        covers.publish(final, lambda beside: assemble(paths, beside))
+        for path in paths:
+            shutil.rmtree(path)
+        return assemble(paths, directory)
+
+    monkeypatch.setattr(cover, "assemble", race)
+    assert len(chores.cover(problem, parts).result["h"]) > 0
+    shutil.rmtree(final)
+    with pytest.raises(FileNotFoundError):  # parts that nobody has joined are no such thing
+        chores.cover(problem, parts)
+
+
+def test_a_flux_quantum_beyond_32_bits_is_no_silent_loss() -> None:
+    from matforge.vacua.campaign import chores
+
+    geometry = load_geometry("octic")
+    region = Region.parse(geometry, "2:7", ":30", 2)
+    fluxes = np.array([[2**31 - 1, 0, 1, 0, 0, 2**31 - 1, 0, 1]])
+    moduli, tau = np.array([[2.49 + 3j]]), np.array([2j])  # folding by two shifts makes them larger
+    with pytest.raises(OverflowError, match="beyond 32 bits"):
+        chores._canonical(geometry, region, fluxes, moduli, tau, Tuning(conjugation=False))
 
 
 def test_a_tuning_that_makes_no_sense_is_refused() -> None:

@@ -214,3 +214,27 @@ def test_unreadable_files_are_named(tmp_path):
 def test_a_geometry_without_instantons_is_allowed(octic):
     empty = Geometry.from_dict({**octic, "gv_charges": [], "gv_invariants": []})
     assert empty.gv_charges.shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("intersection_numbers", [[[9 * 10**25, 3], [3, 1]], [[3, 1], [1, 0]]]),
+        ("a_matrix", [[1e300, 1.5], [1.5, 0]]),
+        ("kahler_cone_hyperplanes", [[2**40, 0], [0, 1]]),
+        ("gv_invariants", [10**400, *([1] * 19)]),
+    ],
+)
+def test_numbers_beyond_what_can_be_computed_with_are_refused(p11169, key, value):
+    message = complaint({**p11169, key: value})
+    assert f"{key}[0]" in message
+    assert "out of bounds" in message
+
+
+def test_a_file_that_is_nested_beyond_reason_is_refused_and_a_byte_order_mark_is_not(tmp_path, p11169):
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="nested too deeply"):
+        load_geometry(path)
+    path.write_text(json.dumps(p11169), "utf-8-sig")
+    assert load_geometry(path) == load_geometry("p11169")

@@ -92,6 +92,38 @@ def test_the_ratio_falls_along_a_ray_and_is_invariant_under_a_change_of_basis():
     )
 
 
+def test_degrees_without_invariants_do_not_hide_a_series_that_diverges():
+    data = OCTIC.to_dict()
+    unlisted = Geometry.from_dict({**data, "maximum_degree": 9})
+    assert instanton_ratio(unlisted, [1.75]) == instanton_ratio(OCTIC, [1.75]) > 0.5
+    assert "start at 1.795 or above" in refused(unlisted, im_z="1.7:3")
+    gap = Geometry.from_dict(
+        {**data, "gv_invariants": [0 if n % 2 else x for n, x in enumerate(OCTIC.gv_exact)]}
+    )
+    step = instanton_ratio(gap, [1.75])
+    assert step == pytest.approx((instanton_ratio(OCTIC, [1.75]) * ratio_of_degree_four(1.75)) ** 0.5)
+
+
+def ratio_of_degree_four(t):
+    """Of the octic: degree 4 over degree 3."""
+    data = OCTIC.to_dict()
+    shorter = {key: data[key][:4] for key in ("gv_charges", "gv_invariants")}
+    return instanton_ratio(Geometry.from_dict({**data, **shorter, "maximum_degree": 4}), [t])
+
+
+def test_a_metric_that_is_not_positive_is_refused():
+    data = P11169.to_dict()
+    negative = {"intersection_numbers": (-P11169.kappa).astype(int).tolist()}
+    assert "is not positive at Im z = [2.0, 2.0]" in refused(
+        Geometry.from_dict({**data, **negative}), im_z="2:5"
+    )
+    # a second positive eigenvalue, though the volume is positive
+    product = np.zeros((2, 2, 2), dtype=int)
+    product[0, 0, 0] = product[1, 1, 1] = 6
+    other = {"intersection_numbers": product.tolist(), "a_matrix": [[3.0, 0.0], [0.0, 3.0]], "c2": [36, 36]}
+    assert "correct its intersection_numbers" in refused(Geometry.from_dict({**data, **other}), im_z="2:5")
+
+
 def test_a_geometry_without_instantons_converges_everywhere():
     data = {**OCTIC.to_dict(), "gv_charges": [], "gv_invariants": []}
     assert Region.parse(Geometry.from_dict(data), "0.1:3").im_z == ((0.1, 3.0),)
