@@ -219,16 +219,20 @@ def newton_refine(problem: Mapping[str, Any], fluxes: Any, moduli: Any, tau: Any
 
 
 def shard_write(problem: Mapping[str, Any], group: int, refined: Sequence[Any], counts: Sequence[Any]) -> Any:
-    """Deduplicate a group's vacua and write them as ``shards/vacua-<group>.parquet``."""
+    """Deduplicate a group's vacua, write them as ``shards/vacua-<group>.parquet`` and stage the new ones."""
     from matforge.vacua import domain, table
 
     began = time.process_time()
-    geometry, _, _ = _unpack(problem)
+    geometry, region, _ = _unpack(problem)
     fluxes, moduli, tau = _stack([part["vacua"] for part in refined], geometry.h12)
     keep = domain.deduplicate(fluxes, moduli, tau)
     name = f"shards/vacua-{group:06d}.parquet"
     shard = table.unpolished(fluxes[keep], moduli[keep], tau[keep])
     table.write(_run_dir() / name, shard)
+    if problem.get("publish"):
+        _compile("newton")
+        final = table.canonical(geometry, region, fluxes[keep], moduli[keep], tau[keep])
+        _stage(problem, f"{group:06d}", final)
     total = _add_counts([*counts, *(part["counts"] for part in refined)])
     total["cpu_s"] = total.get("cpu_s", 0.0) + _spent(began)
     return WithReport(
@@ -259,10 +263,7 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     _check_complete(counts)
     table.write(run_dir / "vacua.parquet", vacua)
     if problem.get("publish"):
-        # not by each shard_write: the groups overlap, and only here it is known which vacua are distinct
-        from matforge.vulcan.results import stage_result
-
-        stage_result(problem["publish"], geometry, vacua, run_dir)
+        _stage(problem, "rest", vacua)  # nothing, unless a shard comes from elsewhere than shard_write
     document = summary.document(geometry, region, vacua, counts, len(shards), run_dir)
     summary.write(run_dir / "summary.json", document)
     return WithReport(document, {"vacua": vacua.num_rows})
@@ -463,6 +464,13 @@ def _check_complete(counts: dict[str, Any]) -> None:
             )
 
 
+def _stage(problem: Mapping[str, Any], batch: str, vacua: pa.Table) -> None:
+    """Stage those vacua of a batch, as they stand in the final table, that no other batch has staged."""
+    from matforge.vulcan.results import stage_batch
+
+    stage_batch(problem["publish"], _unpack(problem)[0], vacua, _run_dir(), batch)
+
+
 def _add_counts(counts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for part in counts:
@@ -507,7 +515,8 @@ def start(
 ) -> Session:
     """Begin a search and return the running session.
 
-    With ``publish`` (from :func:`matforge.vulcan.results.target_of`) the vacua are staged at the end.
+    With ``publish`` (from :func:`matforge.vulcan.results.target_of`) each batch of
+    vacua is staged by the chore that writes its shard.
 
     Raises
     ------
