@@ -115,6 +115,8 @@ def test_only_files_that_can_match_are_opened(handle: Vulcan) -> None:
         ({"columns": "flux"}, UsageError, "columns is a list"),
         ({"columns": ["flux", "flux"]}, UsageError, "columns is a list"),
         ({"columns": ["fluxx"]}, KeyError, "column 'fluxx'"),
+        ({"columns": ["fluxx"], "ks_id": 5}, KeyError, "column 'fluxx'"),  # also where nothing is found
+        ({"where": "tau_im > 2"}, UsageError, "pyarrow.compute expression"),
         ({"where": pc.field("fluxx") > 1}, UsageError, "condition cannot be applied"),
     ],
 )
@@ -124,6 +126,11 @@ def test_what_cannot_be_asked_is_told(
     """D8: a number as text found nothing, without a word."""
     with pytest.raises(error, match=sentence):
         reader.query(**filters)
+
+
+def test_a_run_is_named_by_text(reader: VulcanReader) -> None:
+    with pytest.raises(UsageError, match="run_id is text, not 3"):
+        reader.fetch_run(3)  # type: ignore[arg-type]
 
 
 def test_columns_come_in_the_order_asked_for(reader: VulcanReader) -> None:
