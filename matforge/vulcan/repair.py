@@ -68,8 +68,8 @@ def status(
     slots = CommitBudget(staging_dir, budget, window_s, clock)
     found = {state: layout.contents(staging_dir, state) for state in layout.STATES}
     holder = StagingLease(staging_dir).holder(clock())
-    state = waiting.read(staging_dir)
-    later = state.not_before if state and state.not_before > clock() else None
+    state = waiting.read(staging_dir, clock())
+    later = state.not_before if state else None
     report = Status(
         str(staging_dir), {name: len(content.shards) for name, content in found.items()},
         [path.name for path in found[layout.PENDING_DIRNAME].shards[:first]], budget, slots.remaining(),
