@@ -128,6 +128,8 @@ class LocalCatalog:
     def entries(self, *, refresh: bool = False) -> pa.Table:
         """One row for each shard, in the order of states and names.
 
+        A shard that lies in several of the folders (it is being moved, or came back) counts in the last.
+
         Parameters
         ----------
         refresh : bool
@@ -141,7 +143,11 @@ class LocalCatalog:
         if changed:
             self._list(changed)
         wanted = [self._table.filter(pc.equal(self._table["state"], state)) for state in self.states]
-        return pa.concat_tables(wanted)
+        together = pa.concat_tables(wanted)
+        last = {name: row for row, name in enumerate(together["name"].to_pylist())}
+        if len(last) == together.num_rows:
+            return together
+        return together.take(pa.array(sorted(last.values()), pa.int64()))
 
     def _holds(self, state: str) -> bool:
         mark = self._marks.get(state)

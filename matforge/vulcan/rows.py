@@ -7,12 +7,13 @@ and they are unfolded here.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,8 @@ class File:
     """Columns that the schema does not know."""
     only: pc.Expression | None = None
     """What of it counts, if not all of it does."""
+    elsewhere: tuple[str, ...] = ()
+    """Where it may be by now: a sync moves shards while others read."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +204,20 @@ def _read_group(group: list[File], request: Request, filesystem: Any) -> pa.Tabl
     try:
         return _to_table(group, request, filesystem)
     except _READABLE as error:
+        moved = _moved(group[0]) if len(group) == 1 and isinstance(error, FileNotFoundError) else None
+        if moved is not None:
+            return _read_group([moved], request, filesystem)
         if len(group) == 1 and isinstance(error, FileNotFoundError | pa.ArrowInvalid | OSError):
             warnings.warn(f"{group[0].path} is left out: {_first_line(error)}", RuntimeWarning, stacklevel=4)
             return empty(request)
     # one of them is damaged, gone, or has another type under the same name
     return together([_read_group([file], request, filesystem) for file in group])
+
+
+def _moved(file: File) -> File | None:
+    """The file where it is by now, if it was moved."""
+    there = [path for path in file.elsewhere if os.path.exists(path)]
+    return replace(file, path=there[0], elsewhere=()) if there else None
 
 
 def _to_table(group: list[File], request: Request, filesystem: Any) -> pa.Table:

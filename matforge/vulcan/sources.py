@@ -6,6 +6,7 @@ A source lists what there is (the catalogue) and says which files hold the rows 
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +76,8 @@ class LocalSource:
         if source not in LOCAL_SOURCES:
             raise UsageError(f"A source is {', '.join(LOCAL_SOURCES)} or hub, not {source!r}.")
         self.staging_dir = staging_dir
-        self._catalog = LocalCatalog(staging_dir, LOCAL_SOURCES[source])
+        self._states = LOCAL_SOURCES[source]
+        self._catalog = LocalCatalog(staging_dir, self._states)
         self._parts = LocalParts(staging_dir)
 
     def __repr__(self) -> str:
@@ -116,9 +118,11 @@ class LocalSource:
 
     def _shards(self, chosen: pa.Table) -> list[File]:
         columns = (chosen.column(name).to_pylist() for name in ("state", "name", "own_columns"))
+        base = f"{self.staging_dir}{os.sep}"
+        others = {here: [s for s in self._states if s != here] for here in self._states}
         return [
-            File(str(self.staging_dir / state / name), _own(own))
-            for state, name, own in zip(*columns, strict=True)
+            File(f"{base}{here}/{name}", _own(own), None, tuple(f"{base}{s}/{name}" for s in others[here]))
+            for here, name, own in zip(*columns, strict=True)
         ]
 
     def _in_parts(self, chosen: pa.Table) -> tuple[list[File], pa.Table]:
