@@ -44,6 +44,8 @@ from matforge.vulcan.sync import Settings
 
 BATCH_BYTES = 256 * 2**20
 """Staged bytes that one commit takes unless the caller counts shards: they are in memory at once."""
+BATCH_SHARDS = 10_000
+"""And shards: a small one takes ten times its bytes in memory."""
 READERS = 4
 """Shards read at a time."""
 REJECTIONS = 3
@@ -219,7 +221,7 @@ class Publisher:
             if chosen and self.settings.max_batch is None and n_bytes > BATCH_BYTES:
                 break
             chosen.append(path)
-            if len(chosen) == self.settings.max_batch:
+            if len(chosen) == (self.settings.max_batch or BATCH_SHARDS):
                 break
         return chosen
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from matforge.model import MatForgeError, UsageError
-from matforge.vulcan import layout
+from matforge.vulcan import layout, publisher
 from matforge.vulcan.errors import BusyError, RefusedError
 from matforge.vulcan.lease import StagingLease
 from matforge.vulcan.ledger import LEDGER_DIRNAME, OUTBOX_DIRNAME, Ledger
@@ -63,6 +63,20 @@ def test_the_caller_says_how_many_shards_a_commit_takes(hub: LoopbackHub, tmp_pa
     assert (report.n_committed, report.n_commits) == (5, 3)
     titles = [commit.title for commit in reversed(hub.repositories[REPO].history())]
     assert titles == [f"vulcan: {n} shards, {4 * n} rows" for n in (2, 2, 1)]
+    assert run_ids(hub) == once_each(runs)
+
+
+@pytest.mark.parametrize(("name", "most"), [("BATCH_SHARDS", 2), ("BATCH_BYTES", 10_000)])
+def test_a_commit_takes_no_more_than_fits_into_memory(
+    name: str, most: int, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, name, most)
+    handle = forge(tmp_path)
+    runs = stage(handle, 5)
+    sizes = [shard.parquet_path.stat().st_size for shard in list_pending(tmp_path)]
+    assert 2 * max(sizes) <= 10_000 < 3 * min(sizes)
+    assert publish(handle, hub).n_commits == 3
+    assert [len(batch.shards) for batch in Ledger(tmp_path).read().batches] == [2, 2, 1]
     assert run_ids(hub) == once_each(runs)
 
 
