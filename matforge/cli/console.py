@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,15 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("matforge").addHandler(handler)
+
+
+def no_bars_in_logs() -> None:
+    """Let the Hub's client draw progress bars for a person only, not into the log of a cron job.
+
+    To be called before it is imported, because that is when it looks.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def out(*objects: Any, **options: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matforge.cli.console import complain, out
+from matforge.cli.console import complain, no_bars_in_logs, out
 from matforge.model import UsageError
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def push(
     """
     from matforge.vulcan.vault import push as send
 
+    no_bars_in_logs()
     done = send(_vault(vault), label, repo, by=by, create_pr=pull_request, if_exists=if_exists)
     where = f" (pull request {done.pull_request})" if done.pull_request else ""
     print(
@@ -203,6 +204,7 @@ def fetch(
     """
     from matforge.vulcan.vault import fetch as receive
 
+    no_bars_in_logs()
     frame = receive(repo, path, refresh=refresh)
     if output is not None:
         frame.to_parquet(output)

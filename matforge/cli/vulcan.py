@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matforge.cli.console import Exit, complain, leave, out
+from matforge.cli.console import Exit, complain, leave, no_bars_in_logs, out
 from matforge.model import UsageError
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def sync(
         options["splits"] = SplitSpec(by=split_by or "geometry", salt=salt or "")
     if not forge.staging_dir.is_dir():
         complain(f"There is no staging folder {forge.staging_dir} yet; is it the one that the workers use?")
+    no_bars_in_logs()
     with _stopped_by_signals() as stop:
         options.update(stopping=stop.is_set, sleep=stop.wait)
         if pause is None:

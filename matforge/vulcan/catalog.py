@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +65,16 @@ class _Mark:
     """Files that are no usable shards, and why."""
 
     def holds(self, mtime_ns: int) -> bool:
-        return self.mtime_ns == mtime_ns and self.listed_ns - mtime_ns > SETTLED_NS
+        return self.mtime_ns == mtime_ns and self.settled
+
+    @property
+    def settled(self) -> bool:
+        """Whether the folder's time tells of every change since it was listed."""
+        return self.listed_ns - self.mtime_ns > SETTLED_NS
+
+    def is_news_after(self, other: _Mark | None) -> bool:
+        """Whether it is worth writing down: a folder that may change any moment is listed again anyway."""
+        return other is None or self.skipped != other.skipped or (self.settled and self != other)
 
 
 def entry(record: ShardRecord, **more: Any) -> dict[str, Any]:
@@ -119,6 +128,8 @@ class LocalCatalog:
     def entries(self, *, refresh: bool = False) -> pa.Table:
         """One row for each shard, in the order of states and names.
 
+        A shard that lies in several of the folders (it is being moved, or came back) counts in the last.
+
         Parameters
         ----------
         refresh : bool
@@ -132,36 +143,51 @@ class LocalCatalog:
         if changed:
             self._list(changed)
         wanted = [self._table.filter(pc.equal(self._table["state"], state)) for state in self.states]
-        return pa.concat_tables(wanted)
+        together = pa.concat_tables(wanted)
+        last = {name: row for row, name in enumerate(together["name"].to_pylist())}
+        if len(last) == together.num_rows:
+            return together
+        return together.take(pa.array(sorted(last.values()), pa.int64()))
 
     def _holds(self, state: str) -> bool:
         mark = self._marks.get(state)
         return mark is not None and mark.holds(_changed(self.staging_dir / state))
 
     def _list(self, states: Iterable[str]) -> None:
-        names = ("name", "size", "mtime_ns")
-        known = zip(*(self._table[name].to_pylist() for name in names), strict=True)
+        columns = (self._table[name].to_pylist() for name in ("name", "size", "mtime_ns"))
+        known = list(zip(*columns, strict=True))
         places = {key: row for row, key in enumerate(known)}
+        names = {key[0] for key in known}
         kept: list[int] = []
         states_of_kept: list[str] = []
         fresh: list[dict[str, Any]] = []
         news = False
         for state in states:
             mark = _Mark(_changed(self.staging_dir / state), time.time_ns())
-            for name, size, mtime_ns in _shards(self.staging_dir / state, mark.skipped):
-                row = places.get((name, size, mtime_ns))
+            for key in _shards(self.staging_dir / state, names, mark.skipped):
+                row = places.get(key)
                 if row is not None:
                     kept.append(row)
                     states_of_kept.append(state)
                     continue
+                name, size, mtime_ns = key
                 record = _look(self.staging_dir / state / name, size, mark.skipped)
                 if record is not None:
                     fresh.append(entry(record, state=state, name=name, size=size, mtime_ns=mtime_ns))
-            news = news or mark != self._marks.get(state)
+            news = news or mark.is_news_after(self._marks.get(state))
             self._marks[state] = mark
-        self._replace(set(states), self._table.take(pa.array(kept, pa.int64())), states_of_kept, fresh)
+        if fresh or self._differs(states, kept, states_of_kept):
+            self._replace(set(states), self._table.take(pa.array(kept, pa.int64())), states_of_kept, fresh)
+            news = True
         if news:
             self._save()
+
+    def _differs(self, states: Iterable[str], kept: list[int], where: list[str]) -> bool:
+        """Whether these rows, in these states, are others than the table has of the listed folders."""
+        listed = set(states)
+        there = self._table["state"].to_pylist()
+        before = [(row, state) for row, state in enumerate(there) if state in listed]
+        return sorted(zip(kept, where, strict=True)) != before
 
     def _replace(
         self, states: set[str], kept: pa.Table, where: list[str], fresh: list[dict[str, Any]]
@@ -208,20 +234,28 @@ def _changed(folder: Path) -> int:
         return -1
 
 
-def _shards(folder: Path, skipped: dict[str, str]) -> list[tuple[str, int, int]]:
-    """Name, size and time of the shards in a folder; what only looks like data is noted."""
+def _shards(folder: Path, known: Set[str], skipped: dict[str, str]) -> list[tuple[str, int, int]]:
+    """Name, size and time of the shards in a folder; what only looks like data is noted.
+
+    Names of ``known`` shards are not looked into again: there may be very many.
+    """
     found = []
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for one in entries:
-            if one.name.startswith(("_", ".")) or not one.name.endswith(layout.SUFFIX):
-                continue
-            if ShardName.parse(one.name) is None:
-                skipped[one.name] = "it is not named like a shard"
-                continue
-            with suppress(FileNotFoundError):  # moved away meanwhile
+            name = one.name
+            if name not in known:
+                if name[0] in "_." or not name.endswith(layout.SUFFIX):
+                    continue
+                if ShardName.parse(name) is None:
+                    skipped[name] = "it is not named like a shard"
+                    continue
+            try:
                 status = one.stat()
-                found.append((one.name, status.st_size, status.st_mtime_ns))
-    return sorted(found)
+            except FileNotFoundError:
+                continue  # moved away meanwhile
+            found.append((name, status.st_size, status.st_mtime_ns))
+    found.sort()
+    return found
 
 
 def _look(path: Path, size: int, skipped: dict[str, str]) -> ShardRecord | None:

@@ -30,6 +30,10 @@ class RefusedError(MatForgeError):
     """What was done before, a :class:`~matforge.vulcan.sync.SyncReport`."""
 
 
+class SplitsChangedError(MatForgeError):
+    """The repository is split in another way than a batch was, by somebody who was faster."""
+
+
 class Failure(StrEnum):
     """Classes of failure, by what to do."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -45,7 +45,7 @@ class FeatureSpec:
 
     def __post_init__(self) -> None:
         names: Any = self.features
-        found = () if isinstance(names, str) else tuple(names)
+        found = tuple(names) if isinstance(names, Iterable) and not isinstance(names, str) else ()
         if not found or not all(isinstance(name, str) for name in found) or len(set(found)) != len(found):
             raise UsageError(f"features is a list of different names of columns, not {names!r}.")
         object.__setattr__(self, "features", found)

@@ -39,7 +39,7 @@ class Vulcan:
     run_id_template : str, callable or None
         See :mod:`matforge.vulcan.runid`; None means random ids.
     token : str, optional
-        For publishing only, never shown.
+        For publishing only, never shown and never pickled: where a handle arrives it is the environment's.
     budget : int
         Commits in a window of ``window_s`` seconds.
     extra_kwargs : mapping, optional
@@ -68,13 +68,13 @@ class Vulcan:
     ) -> None:
         self.repo = settings.check_repo(repo)
         self.staging_dir = settings.staging_dir_setting(staging_dir, os.environ)
-        self.project = project
+        self.project = settings.check_project(project)
         self.run_id_template = runid.check_template(run_id_template)
         self.budget = settings.check_budget(budget)
         self.window_s = settings.check_window(window_s)
         self.extra_kwargs = settings.check_extra(extra_kwargs)
-        self.splits = splits or SplitSpec()
-        self._token = token
+        self.splits = settings.check_splits(splits)
+        self._token = settings.check_token(token)
         self._readers: dict[str, VulcanReader] = {}
 
     @classmethod
@@ -104,6 +104,10 @@ class Vulcan:
             f"Vulcan(repo={self.repo!r}, staging_dir={str(self.staging_dir)!r}, project={self.project!r}, "
             f"budget={self.budget}, window_s={self.window_s:g})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: a handle that travels to a worker in a file must not carry it there."""
+        return {**self.__dict__, "_token": None, "_readers": {}}
 
     def resolve_token(self, token: str | None = None) -> str | None:
         """The token to publish with: the one given, the handle's, or the environment's."""

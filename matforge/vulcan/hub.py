@@ -76,11 +76,13 @@ class HubRepository:
             self.repo, operations, repo_type="dataset", revision=revision, free_memory=False
         )
 
-    def commit(self, operations: Sequence[Any], revision: str, message: str, description: str = "") -> str:
-        """One commit; its oid."""
+    def commit(
+        self, operations: Sequence[Any], revision: str, message: str, parent: str | None = None
+    ) -> str:
+        """One commit; its oid. With ``parent`` only if that is the newest commit, else the Hub says 412."""
         info = self.api.create_commit(
-            self.repo, operations, commit_message=message, commit_description=description,
-            repo_type="dataset", revision=revision,
+            self.repo, operations, commit_message=message, repo_type="dataset", revision=revision,
+            parent_commit=parent,
         )  # fmt: skip
         return str(info.oid)
 

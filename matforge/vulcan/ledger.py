@@ -198,7 +198,10 @@ class Ledger:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise LedgerError(f"{path} is damaged: it is not JSON ({error}).") from error
+            raise LedgerError(
+                f"{path} is damaged: it is not JSON ({error}). Put it back from a copy; without it, what the "
+                "batch published would be published again."
+            ) from error
         if not isinstance(data, dict):
             raise LedgerError(f"{path} is damaged: a JSON object belongs there.")
         return data

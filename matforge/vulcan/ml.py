@@ -169,6 +169,8 @@ class VulcanMLView:
         """What would be read for a split; see :meth:`as_arrow`."""
         self.spec.check(split)
         features = feature_spec or self.feature_spec
+        if features is not None and not isinstance(features, FeatureSpec):
+            raise UsageError(f"feature_spec is a FeatureSpec([...]), not {features!r}.")
         filters = dict(query_filters or {})
         if "columns" in filters:
             raise UsageError("Columns are chosen with a FeatureSpec, not in query_filters.")

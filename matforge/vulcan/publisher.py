@@ -15,7 +15,7 @@ from matforge.vulcan import layout, shelf, waiting
 from matforge.vulcan.budget import CommitBudget
 from matforge.vulcan.catalog import refresh
 from matforge.vulcan.compact import Loaded, compact, keep_apart
-from matforge.vulcan.errors import Failure, RefusedError, Verdict
+from matforge.vulcan.errors import Failure, RefusedError, SplitsChangedError, Verdict
 from matforge.vulcan.hub import MAIN, pull_number, pull_revision
 from matforge.vulcan.lease import StagingLease
 from matforge.vulcan.ledger import (
@@ -44,6 +44,8 @@ from matforge.vulcan.sync import Settings
 
 BATCH_BYTES = 256 * 2**20
 """Staged bytes that one commit takes unless the caller counts shards: they are in memory at once."""
+BATCH_SHARDS = 10_000
+"""And shards: a small one takes ten times its bytes in memory."""
 READERS = 4
 """Shards read at a time."""
 REJECTIONS = 3
@@ -109,8 +111,8 @@ class Publisher:
             self.report.errors.append(problem)
         if self.settings.dry_run:
             return
-        state = waiting.read(self.staging)
-        if state and state.repo == self.settings.repo and state.not_before > self.settings.clock():
+        state = waiting.read(self.staging, self.settings.clock())
+        if state and state.repo == self.settings.repo:
             self.report.not_before = state.not_before
             self._stop(f"the Hub asked to wait: {state.why}")
         used = {batch.outbox for batch in self.ledger.read().batches if batch.open}
@@ -219,7 +221,7 @@ class Publisher:
             if chosen and self.settings.max_batch is None and n_bytes > BATCH_BYTES:
                 break
             chosen.append(path)
-            if len(chosen) == self.settings.max_batch:
+            if len(chosen) == (self.settings.max_batch or BATCH_SHARDS):
                 break
         return chosen
 
@@ -276,17 +278,21 @@ class Publisher:
             return
         before = self.sender.commits
         message = f"{self.settings.commit_prefix}: {len(batch.shards)} shards, {batch.rows} rows"
-        sent = self.sender.send(
-            batch,
-            self.staging / batch.outbox,
-            lambda revision: self.remote.extra(batch, revision),
-            message,
-            again=again,
-        )
+        outbox, remote = self.staging / batch.outbox, self.remote
+        try:
+            sent = self.sender.send(
+                batch, outbox, lambda revision: remote.beside(batch, revision), message, again=again
+            )
+        except SplitsChangedError as error:
+            # it is not there, and cannot come there late: the commit before it is no longer the newest
+            self.ledger.settle(batch, DISSOLVED, self.settings.clock(), why=str(error))
+            self._drop(batch)
+            return
         self.report.n_commits += self.sender.commits - before
         if sent.commit is not None:
             self._rejected = 0
-            self.remote.accepted(batch.revision)
+            if sent.answered:
+                self.remote.accepted(batch.revision, sent.commit)
             if self.sender.commits > before:
                 self.report.commit_oids.append(sent.commit)
             self._landed(batch, sent.commit)
@@ -375,8 +381,9 @@ class Publisher:
         """The Hub cannot or will not now: note until when, so that the next sync does not even ask."""
         self.report.stopped = f"{verdict.kind}: {verdict.message}"
         if verdict.wait_s:
-            self.report.not_before = self.settings.clock() + verdict.wait_s
-            noted = waiting.Waiting(self.settings.repo, self.report.not_before, verdict.message)
+            now = self.settings.clock()
+            self.report.not_before = now + verdict.wait_s
+            noted = waiting.Waiting(self.settings.repo, self.report.not_before, verdict.message, now)
             waiting.write(self.staging, noted)
 
     def _stop(self, why: str) -> None:

@@ -175,8 +175,13 @@ class VulcanReader:
         split : str, optional
             Only files that were published as this split.
         """
+        if where is not None and not isinstance(where, pc.Expression):
+            raise UsageError(
+                f"where is a pyarrow.compute expression such as pc.field('tau_im') > 2, not {where!r}."
+            )
         request = Request(_columns(columns), conditions.both(conditions.expression(filters), where))
         entries = self._entries()
+        self.source.check_own(request.own)
         chosen = conditions.expression(filters, conditions.SHARD_FILTERS)
         if split is not None:
             chosen = conditions.both(chosen, pc.field("split") == split)
@@ -217,6 +222,8 @@ class VulcanReader:
         return to_pandas(self._fetch("path_in_repo", path_in_repo))
 
     def _fetch(self, name: str, value: str) -> pa.Table:
+        if not isinstance(value, str):
+            raise UsageError(f"{name} is text, not {value!r}.")
         entries = self._entries()
         chosen = entries.filter(pc.equal(entries[name], value))
         if not chosen.num_rows:

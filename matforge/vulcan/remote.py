@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from matforge.model import UsageError
 from matforge.vulcan import card, layout, picture
-from matforge.vulcan.errors import Failure, RefusedError, Verdict, judge
+from matforge.vulcan.errors import Failure, RefusedError, SplitsChangedError, Verdict, judge
 from matforge.vulcan.hub import HubRepository
 from matforge.vulcan.ledger import Batch, Ledger
-from matforge.vulcan.send import LONGEST_WAIT_S
+from matforge.vulcan.send import LONGEST_WAIT_S, Beside
 from matforge.vulcan.splits import SplitSpec
 from matforge.vulcan.sync import Settings
 
@@ -32,6 +32,8 @@ class Remote:
         self._settings, self._ledger = settings, ledger
         self.hub = HubRepository(settings.repo, settings.token, settings.endpoint)
         self._files: dict[tuple[str, str], bytes | None] = {}
+        self._heads: dict[str, str] = {}
+        """The newest commit of a revision when its files were read."""
         self._made: dict[str, bytes] = {}
 
     def ask(self, question: Callable[[], T]) -> T:
@@ -64,12 +66,27 @@ class Remote:
 
     def splits(self, revision: str) -> SplitSpec | None:
         """How the repository is split, if it says so."""
-        index = self.ask(lambda: self._index(revision))
+
+        def look() -> card.Index | None:
+            self._catch_up(revision)
+            return self._index(revision)
+
+        index = self.ask(look)
         return None if index is None else index.splits
 
-    def extra(self, batch: Batch, revision: str) -> dict[str, bytes]:
-        """Card and index as they shall be with this batch."""
-        index = self._index(revision) or card.Index(SplitSpec.from_dict(batch.splits))
+    def beside(self, batch: Batch, revision: str) -> Beside:
+        """Card and index as they shall be with this batch, from what the repository holds just now.
+
+        Raises
+        ------
+        SplitsChangedError
+            If it is split in another way than the batch by now.
+        """
+        head = self._catch_up(revision)
+        splits = SplitSpec.from_dict(batch.splits)
+        index = self._index(revision) or card.Index(splits)
+        if index.splits != splits and any(part.split for part in batch.parts):
+            raise SplitsChangedError(f"{self._settings.repo} is split as {index.splits.as_dict()} by now")
         view = self._ledger.read()
         beside = [b for b in view.open(self._settings.repo) if b.pull_request and b.revision == revision]
         counted = {b.number: b for b in [*view.committed(self._settings.repo), *beside, batch]}
@@ -78,7 +95,7 @@ class Remote:
         drawn = self._picture(batch) if self._settings.pictures else None
         new = card.render(self._settings.repo, index, old.decode("utf-8", "replace") if old else None, drawn)
         self._made = {card.INDEX_NAME: index.dump(), card.CARD_NAME: new}
-        return {**self._made, **({picture.PICTURE_NAME: drawn} if drawn else {})}
+        return Beside({**self._made, **({picture.PICTURE_NAME: drawn} if drawn else {})}, head)
 
     def _picture(self, batch: Batch) -> bytes | None:
         """Drawn with the last commit of a sync only: the others would be out of date at once."""
@@ -89,9 +106,19 @@ class Remote:
         files = [staging / batch.outbox / part.path for part in batch.parts]
         return picture.draw([*picture.published_files(staging), *files])
 
-    def accepted(self, revision: str) -> None:
-        """What was made last is now what the repository holds."""
+    def accepted(self, revision: str, commit: str) -> None:
+        """What was made last is now what the repository holds, as of this commit."""
         self._files.update({(name, revision): content for name, content in self._made.items()})
+        self._heads[revision] = commit
+
+    def _catch_up(self, revision: str) -> str:
+        """The newest commit; what was read before it is forgotten, for others may have changed it."""
+        head = self.hub.head(revision)
+        if head != self._heads.get(revision):
+            for name in (card.INDEX_NAME, card.CARD_NAME):
+                self._files.pop((name, revision), None)
+            self._heads[revision] = head
+        return head
 
     def _index(self, revision: str) -> card.Index | None:
         data = self._file(card.INDEX_NAME, revision)

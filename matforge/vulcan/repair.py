@@ -68,8 +68,8 @@ def status(
     slots = CommitBudget(staging_dir, budget, window_s, clock)
     found = {state: layout.contents(staging_dir, state) for state in layout.STATES}
     holder = StagingLease(staging_dir).holder(clock())
-    state = waiting.read(staging_dir)
-    later = state.not_before if state and state.not_before > clock() else None
+    state = waiting.read(staging_dir, clock())
+    later = state.not_before if state else None
     report = Status(
         str(staging_dir), {name: len(content.shards) for name, content in found.items()},
         [path.name for path in found[layout.PENDING_DIRNAME].shards[:first]], budget, slots.remaining(),
@@ -206,7 +206,7 @@ def _tidy(staging_dir: Path, state: str, now: float) -> Iterator[Repair]:
     for path in [*content.orphan_sidecars, *old]:
         yield f"{path.name} is removed.", partial(path.unlink, missing_ok=True)
     for path in content.shards:
-        if state == layout.FAILED_DIRNAME or read_sidecar(path) is not None:
+        if state == layout.FAILED_DIRNAME or _as_staged(path):
             continue
         try:
             record, _ = load(path)
@@ -218,6 +218,15 @@ def _tidy(staging_dir: Path, state: str, now: float) -> Iterator[Repair]:
             yield f"{path.name} is in failed/: {error}", act
             continue
         yield f"{path.name} has its sidecar again.", partial(write_sidecar, path, record)
+
+
+def _as_staged(path: Path) -> bool:
+    """Whether a shard has its sidecar, and the size that stands there; a sync looks closer."""
+    record = read_sidecar(path)
+    try:
+        return record is not None and record.n_bytes == path.stat().st_size
+    except FileNotFoundError:
+        return True
 
 
 def _age(path: Path, now: float) -> float:

@@ -94,7 +94,8 @@ def conform(table: pa.Table) -> pa.Table:
     if table.schema.equals(SCHEMA) and not any(
         c.null_count for c, f in zip(table.columns, SCHEMA, strict=True) if not f.nullable
     ):
-        return table  # as forges write it; thousands of shards are read at a time
+        # as forges write it; thousands are in memory at a time, and share one description of their columns
+        return pa.Table.from_arrays(table.columns, schema=SCHEMA)
     columns: list[pa.ChunkedArray | pa.Array] = []
     for field in SCHEMA:
         if field.name not in table.column_names:

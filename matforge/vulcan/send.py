@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from matforge.lease import HeldError
 from matforge.vulcan.budget import CommitBudget
-from matforge.vulcan.errors import Failure, RefusedError, Verdict, judge
+from matforge.vulcan.errors import Failure, RefusedError, SplitsChangedError, Verdict, judge
 from matforge.vulcan.hub import HubRepository
 from matforge.vulcan.ledger import Batch
 
 LONGEST_WAIT_S = 300.0
 """What takes longer is not waited for: the shards stay, and the next sync goes on."""
+
+
+class Beside(NamedTuple):
+    """What a commit brings beside the data, made from what the repository held."""
+
+    files: dict[str, bytes]
+    parent: str
+    """The newest commit then; if it is no longer, the files have to be made again."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,8 @@ class Sent:
     out_of_budget: bool = False
     posted: bool = False
     """Whether a commit was sent, so that it may have been carried out all the same."""
+    answered: bool = False
+    """Whether the commit is that of the Hub's own answer; else somebody else's may have come after it."""
 
 
 class Sender:
@@ -62,7 +73,7 @@ class Sender:
         self,
         batch: Batch,
         outbox: Path,
-        extra: Callable[[str], dict[str, bytes]],
+        beside: Callable[[str], Beside],
         message: str,
         *,
         again: bool,
@@ -74,7 +85,7 @@ class Sender:
         batch : Batch
         outbox : Path
             Where its files lie.
-        extra : callable
+        beside : callable
             Further files for a revision (card, index); made anew for every try.
         message : str
             Title of the commit.
@@ -83,7 +94,7 @@ class Sender:
         """
         tries = 0
         while True:
-            sent = self._try(batch, outbox, extra, message, again)
+            sent = self._try(batch, outbox, beside, message, again)
             verdict = sent.verdict
             if verdict is None:
                 return sent
@@ -102,7 +113,7 @@ class Sender:
             tries += 1
 
     def _try(
-        self, batch: Batch, outbox: Path, extra: Callable[[str], dict[str, bytes]], message: str, again: bool
+        self, batch: Batch, outbox: Path, beside: Callable[[str], Beside], message: str, again: bool
     ) -> Sent:
         """Once."""
         posted = False
@@ -110,19 +121,20 @@ class Sender:
             if again and self.repository.holds(batch.parts, batch.revision):
                 return Sent(self.repository.head(batch.revision))
             files: dict[str, Path | bytes] = {part.path: outbox / part.path for part in batch.parts}
-            files.update(extra(batch.revision))
+            more, parent = beside(batch.revision)
+            files.update(more)
             operations = self.repository.operations(files)
             self.repository.upload(operations, batch.revision)
             if not self.budget.take():
                 return Sent(out_of_budget=True)
             posted = True
-            commit = self.repository.commit(operations, batch.revision, message)
-        except (RefusedError, HeldError):
+            commit = self.repository.commit(operations, batch.revision, message, parent)
+        except (RefusedError, HeldError, SplitsChangedError):
             raise
         except Exception as error:
             return Sent(verdict=judge(error, self._clock()), posted=posted)
         self.commits += 1
-        return Sent(commit)
+        return Sent(commit, answered=True)
 
     def _settle(self, batch: Batch, verdict: Verdict) -> str | None:
         """After a failure that may have come behind a success: the commit, if the files are there."""

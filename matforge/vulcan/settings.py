@@ -14,6 +14,7 @@ from typing import Any
 
 from matforge.model import UsageError
 from matforge.vulcan.layout import default_staging_dir
+from matforge.vulcan.splits import SplitSpec
 
 PREFIXES = ("MATFORGE_VULCAN_", "STRINGFORGE_VULCAN_")
 DEFAULT_PROJECT = "vulcan"
@@ -82,6 +83,45 @@ def check_budget(budget: Any) -> int:
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UsageError(f"The budget is a whole number of commits, at least 1, not {budget!r}.")
     return budget
+
+
+def check_project(project: Any) -> str:
+    """``project``, if it is text.
+
+    Raises
+    ------
+    UsageError
+        If it is not, or empty.
+    """
+    if not isinstance(project, str) or not project.strip():
+        raise UsageError(f"The project is a word that stands in run ids, not {project!r}.")
+    return project
+
+
+def check_splits(splits: Any) -> SplitSpec:
+    """``splits``, or the usual ones for None.
+
+    Raises
+    ------
+    UsageError
+        If it says nothing of splits.
+    """
+    if splits is not None and not isinstance(splits, SplitSpec):
+        raise UsageError(f"splits is a SplitSpec, not {splits!r}.")
+    return splits or SplitSpec()
+
+
+def check_token(token: Any) -> str | None:
+    """``token``, if it can be one.
+
+    Raises
+    ------
+    UsageError
+        If it cannot; what was given is not shown.
+    """
+    if token is not None and not isinstance(token, str):
+        raise UsageError(f"The token is text, not {type(token).__name__}.")
+    return token
 
 
 def check_window(window_s: Any) -> float:

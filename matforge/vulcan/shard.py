@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,13 @@ def _count(data: Mapping[str, Any]) -> int:
 
 def _geometry(data: Mapping[str, Any]) -> GeometryId:
     """Other tools say more of a geometry than its keys."""
-    return GeometryId.of({key: data[key] for key in (*GEOMETRY_KEYS, HASH_KEY) if key in data})
+    return _geometry_of(*(data.get(key) for key in (*GEOMETRY_KEYS, HASH_KEY)))
+
+
+@lru_cache(maxsize=4096, typed=True)
+def _geometry_of(*values: Any) -> GeometryId:
+    """Thousands of shards are of few geometries."""
+    return GeometryId.of(dict(zip((*GEOMETRY_KEYS, HASH_KEY), values, strict=True)))
 
 
 @dataclass(frozen=True)

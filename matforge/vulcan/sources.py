@@ -6,7 +6,8 @@ A source lists what there is (the catalogue) and says which files hold the rows 
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import os
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,7 +21,7 @@ from matforge.model import MatForgeError, UsageError
 from matforge.vulcan import layout, rows
 from matforge.vulcan.catalog import LocalCatalog, entry, table_of
 from matforge.vulcan.parts import PART_ROWS, LocalParts, read_manifest
-from matforge.vulcan.rows import File, Request
+from matforge.vulcan.rows import File
 from matforge.vulcan.shard import DamagedShardError, ShardRecord, read_footer
 from matforge.vulcan.splits import SplitSpec
 
@@ -55,6 +56,9 @@ class Source(Protocol):
     def splits(self) -> SplitSpec | None:
         """How the data set is split, if that is frozen."""
 
+    def check_own(self, names: Sequence[str]) -> None:
+        """Raise :class:`~matforge.vulcan.rows.MissingColumnError` if no shard has a column of that name."""
+
 
 class LocalSource:
     """A staging folder.
@@ -72,7 +76,8 @@ class LocalSource:
         if source not in LOCAL_SOURCES:
             raise UsageError(f"A source is {', '.join(LOCAL_SOURCES)} or hub, not {source!r}.")
         self.staging_dir = staging_dir
-        self._catalog = LocalCatalog(staging_dir, LOCAL_SOURCES[source])
+        self._states = LOCAL_SOURCES[source]
+        self._catalog = LocalCatalog(staging_dir, self._states)
         self._parts = LocalParts(staging_dir)
 
     def __repr__(self) -> str:
@@ -91,6 +96,16 @@ class LocalSource:
         """Nothing is frozen here."""
         return None
 
+    def check_own(self, names: Sequence[str]) -> None:
+        """Raise if no shard has a column of that name, also where no row is found that could tell."""
+        if not names:
+            return
+        entries = self._catalog.entries()
+        known = {name for text in entries["own_columns"].unique().to_pylist() for name in _own(text)}
+        missing = [repr(name) for name in names if name not in known]
+        if missing and entries.num_rows:
+            raise rows.MissingColumnError(f"No file has a column {' or '.join(missing)}.")
+
     def files(self, chosen: pa.Table) -> list[File]:
         """Few shards from their own files; many from parts, which are made if they are not there."""
         if chosen.num_rows <= FEW:
@@ -103,9 +118,11 @@ class LocalSource:
 
     def _shards(self, chosen: pa.Table) -> list[File]:
         columns = (chosen.column(name).to_pylist() for name in ("state", "name", "own_columns"))
+        base = f"{self.staging_dir}{os.sep}"
+        others = {here: [s for s in self._states if s != here] for here in self._states}
         return [
-            File(str(self.staging_dir / state / name), _own(own))
-            for state, name, own in zip(*columns, strict=True)
+            File(f"{base}{here}/{name}", _own(own), None, tuple(f"{base}{s}/{name}" for s in others[here]))
+            for here, name, own in zip(*columns, strict=True)
         ]
 
     def _in_parts(self, chosen: pa.Table) -> tuple[list[File], pa.Table]:
@@ -143,15 +160,11 @@ class LocalSource:
         self._parts.drop_all_but(self._catalog.entries()["sha256"].to_pylist())
 
     def _put_together(self, files: list[File], records: list[ShardRecord]) -> None:
-        table = rows.read(files, Request())
-        counts = Counter(table["run_id"].to_pylist())
         # a damaged one has no rows here, and stays where it is
-        whole = [record for record in records if counts[record.run_id] == record.n_rows]
-        place = {record.run_id: number for number, record in enumerate(whole)}
-        rank = pa.array([place.get(run_id) for run_id in table["run_id"].to_pylist()], pa.int64())
-        order = pc.sort_indices(rank).slice(0, len(rank) - rank.null_count)  # those without a rank come last
+        found = zip(rows.read_small(files), records, strict=True)
+        whole = [(table, record) for table, record in found if table.num_rows == record.n_rows]
         if whole:
-            self._parts.add(table.take(order), whole)
+            self._parts.add(rows.together([table for table, _ in whole]), [record for _, record in whole])
 
 
 def _records(chosen: pa.Table) -> list[ShardRecord]:
@@ -232,6 +245,9 @@ class HubSource:
             return None
         except HfHubHTTPError as error:
             raise MatForgeError(f"{self} cannot be read: {str(error).splitlines()[0]}") from error
+
+    def check_own(self, names: Sequence[str]) -> None:
+        """Only rows can tell: published files hold such columns folded."""
 
     def entries(self, *, refresh: bool = False) -> pa.Table:
         """The catalogue, from the footers of all files; read once."""

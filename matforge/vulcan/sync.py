@@ -84,7 +84,7 @@ def sync(
     ----------
     forge : Vulcan
     max_batch : int, optional
-        Shards a commit; default: as many as 256 MiB hold.
+        Shards a commit; default: as many as 256 MiB hold, and at most 10,000.
     max_retries : int
         How often a failed request is tried again, each time taking a slot if it was a commit.
     create_pr : bool

@@ -19,15 +19,24 @@ class Waiting(NamedTuple):
     repo: str
     not_before: float
     why: str
+    noted_at: float
+    """When it said so."""
 
 
-def read(staging: Path) -> Waiting | None:
-    """What was noted; None if nothing was, or it cannot be read: asking the Hub again is harmless."""
+def read(staging: Path, now: float) -> Waiting | None:
+    """What was noted and still holds; None if nothing does.
+
+    What cannot be read, or was noted in the future (the clock was set back since, so nobody knows how long
+    it holds), does not count: asking the Hub again is harmless.
+    """
     try:
         state = json.loads((staging / STATE_NAME).read_text())
-        return Waiting(str(state["repo"]), float(state["not_before"]), str(state["why"]))
+        found = Waiting(
+            str(state["repo"]), float(state["not_before"]), str(state["why"]), float(state["noted_at"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if found.noted_at <= now < found.not_before else None
 
 
 def write(staging: Path, state: Waiting) -> None:

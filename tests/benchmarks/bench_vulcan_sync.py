@@ -35,10 +35,13 @@ HUB = """
 
 
 class Hub:
-    """A loopback Hub in a process of its own."""
+    """A loopback Hub with one repository, in a process of its own."""
+
+    def __init__(self, repo: str = REPO) -> None:
+        self.repo = repo
 
     def __enter__(self) -> Hub:
-        command = [sys.executable, "-c", textwrap.dedent(HUB.format(repo=REPO))]
+        command = [sys.executable, "-c", textwrap.dedent(HUB.format(repo=self.repo))]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -31,13 +31,13 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 def environment(hub: LoopbackHub, folder: Path, **variables: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MATFORGE_VULCAN", "STRINGFORGE"))}
+    ours = ("MATFORGE_VULCAN", "STRINGFORGE", "HF_HUB_DISABLE_PROGRESS_BARS")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {
         **kept,
         "PYTHONPATH": str(ROOT),
         "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "MATFORGE_VULCAN_STAGING_DIR": str(folder),
         "MATFORGE_VULCAN_REPO": REPO,
         "MATFORGE_VULCAN_TOKEN": "hf_test",

@@ -1,6 +1,7 @@
 """Writers that are killed, and writers at the same time: a program that forks after importing once.
 
-Usage: ``forked.py kill ACTION FOLDER`` or ``forked.py crowd FOLDER``; prints one JSON object.
+Usage: ``forked.py kill ACTION FOLDER``, ``forked.py crowd FOLDER`` or ``forked.py search FOLDER``; prints
+one JSON object.
 """
 
 from __future__ import annotations
@@ -14,7 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from matforge.vulcan import layout
+from matforge.vulcan.results import stage_batch, target_of
 from matforge.vulcan.writer import SYNCED_DIRNAME, list_pending, list_shards, move_to
 from tests.vulcan.batches import GEOMETRY, forge, vacua
 
@@ -65,6 +70,38 @@ def move(folder: Path) -> None:
         move_to(shard, handle.staging_dir, SYNCED_DIRNAME)
 
 
+def stage_overlapping(folder: Path, batches: int = 2, rows: int = 6) -> None:
+    """Stage batches of a search, each of which has half of its vacua in common with the next."""
+    found = pa.table(vacua(3 * batches + rows).assign(n_flux=3))
+    for number in range(batches):
+        some = found.slice(3 * number, rows)
+        stage_batch(target_of(forge(folder)), GEOMETRY, some, folder / "run", str(number))
+
+
+def staged_fluxes(folder: Path) -> list[list[int]]:
+    """The flux vectors of all staged rows, sorted."""
+    shards = list_pending(forge(folder).staging_dir)
+    tables = [pq.ParquetFile(shard.parquet_path).read(columns=["flux"]) for shard in shards]
+    return sorted(flux for table in tables for flux in table["flux"].to_pylist())
+
+
+def search(folder: Path) -> dict[str, Any]:
+    """Batches are staged by several processes at once, each batch by all of them."""
+    children = []
+    for _ in range(PROCESSES):
+        child = os.fork()
+        if child == 0:
+            try:
+                stage_overlapping(folder, batches=12)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr)
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    bad = sum(os.waitpid(child, 0)[1] != 0 for child in children)
+    return {"bad": bad, "fluxes": staged_fluxes(folder)}
+
+
 def state_of(folder: Path) -> dict[str, Any]:
     """What lies there, and whether it can be read."""
     staging = forge(folder).staging_dir
@@ -83,7 +120,7 @@ def kill(action: str, folder: Path) -> list[dict[str, Any]]:
     """Kill at every step in turn, until the work is done unharmed; the states after the kill and after
     doing it again.
     """
-    work = {"write": write, "move": move}[action]
+    work = {"write": write, "move": move, "stage": stage_overlapping}[action]
     seen = []
     for step in range(500):
         place = folder / str(step)
@@ -93,6 +130,8 @@ def kill(action: str, folder: Path) -> list[dict[str, Any]]:
         after = state_of(place)
         again = forked(lambda place=place: work(place))
         seen.append({"ended": ended, "after": after, "again": again, "finally": state_of(place)})
+        if action == "stage":
+            seen[-1]["fluxes"] = staged_fluxes(place)
         if ended == 0:
             return seen
     raise AssertionError("it never ends")
@@ -122,5 +161,7 @@ def crowd(folder: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    result = crowd(Path(sys.argv[2])) if sys.argv[1] == "crowd" else kill(sys.argv[2], Path(sys.argv[3]))
-    print(json.dumps(result))
+    if sys.argv[1] == "kill":
+        print(json.dumps(kill(sys.argv[2], Path(sys.argv[3]))))
+    else:
+        print(json.dumps({"crowd": crowd, "search": search}[sys.argv[1]](Path(sys.argv[2]))))

@@ -80,6 +80,22 @@ def test_a_folder_that_did_not_change_is_not_even_listed(
     assert len(fresh(handle).query(ks_id=12345)) == 5
 
 
+def test_a_catalogue_with_nothing_new_in_it_is_not_written_again(handle: Vulcan) -> None:
+    path = handle.staging_dir / CATALOG_NAME
+
+    def written() -> int:
+        fresh(handle).catalog()
+        return path.stat().st_ino
+
+    first = written()
+    os.utime(handle.staging_dir / SYNCED_DIRNAME)  # it may change any moment, so it is listed every time
+    assert [written(), written()] == [first, first]
+    age(handle)
+    settled = written()
+    assert settled != first
+    assert written() == settled
+
+
 def test_what_just_changed_is_listed_again(handle: Vulcan) -> None:
     reader = fresh(handle)
     assert len(reader.catalog()) == 3

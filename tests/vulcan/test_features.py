@@ -78,6 +78,7 @@ def test_the_geometry_is_not_there_twice() -> None:
     [
         {"features": "tau_re"},
         {"features": []},
+        {"features": None},
         {"features": ["a", "a"]},
         {"features": [1]},
         {"features": ["flux"], "list_max_len": 0},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,26 @@ from matforge.vacua import load_geometry, table
 from matforge.vulcan import Vulcan
 from matforge.vulcan.layout import default_staging_dir
 from matforge.vulcan.runid import MissingValueError
-from tests.vulcan.batches import GEOMETRY, files_below, forge, vacua
+from tests.vulcan.batches import GEOMETRY, REPO, files_below, forge, vacua
 
 
 def test_a_token_is_never_shown(tmp_path: Path) -> None:
     handle = forge(tmp_path, token="hf_secret")
     assert "secret" not in repr(handle)
     assert "me/forge" in repr(handle)
+    assert handle.resolve_token() == "hf_secret"
+
+
+def test_a_token_does_not_travel_with_a_handle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MATFORGE_VULCAN_TOKEN", "STRINGFORGE_VULCAN_TOKEN", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    handle = Vulcan(repo=REPO, staging_dir=tmp_path, token="hf_secret")
+    handle.query()  # a reader is not sent along either
+    sent = pickle.dumps(handle)
+    assert b"hf_secret" not in sent
+    arrived = pickle.loads(sent)
+    assert (arrived.repo, arrived.staging_dir, arrived.resolve_token()) == (REPO, tmp_path, None)
+    assert len(arrived.query()) == 0
     assert handle.resolve_token() == "hf_secret"
 
 
@@ -91,6 +105,10 @@ def test_without_a_repository_the_variable_is_named() -> None:
         {"run_id_template": "{seed:05d}"},
         {"extra_kwargs": [1]},
         {"staging_dir": 7},
+        {"project": 3},
+        {"project": ""},
+        {"splits": "row"},
+        {"token": 5},
     ],
 )
 def test_what_cannot_work_is_refused_at_once(tmp_path: Path, arguments: dict[str, Any]) -> None:

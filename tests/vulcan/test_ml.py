@@ -103,6 +103,7 @@ def test_an_empty_split_has_columns_of_the_right_shape(tmp_path: Path) -> None:
     [
         (lambda v: v.as_dataframe("dev"), ValueError, "no split 'dev'"),
         (lambda v: v.as_dataframe("train", FeatureSpec(["fluxx"])), KeyError, "fluxx"),
+        (lambda v: v.as_dataframe("train", ["flux"]), UsageError, "feature_spec is a FeatureSpec"),
         (lambda v: v.as_dataframe("train", None, {"columns": ["flux"]}), UsageError, "with a FeatureSpec"),
         (lambda v: v.as_dataframe("train", None, {"ksid": 1}), TypeError, "no filter 'ksid'"),
     ],

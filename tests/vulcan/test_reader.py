@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matforge.model import UsageError
-from matforge.vulcan import Vulcan, VulcanReader, sources
-from matforge.vulcan.layout import PARTS_DIRNAME, SYNCED_DIRNAME
+from matforge.vulcan import Vulcan, VulcanReader, rows, sources
+from matforge.vulcan.layout import PARTS_DIRNAME, PENDING_DIRNAME, SYNCED_DIRNAME
 from matforge.vulcan.schema import NAMES
+from matforge.vulcan.writer import list_shards
 from tests.vulcan.batches import GEOMETRY, REPO, forge, publish, published, vacua
 
 GEOMETRIES = [{"h11": 3, "h12": 2, "ks_id": ks, "triang_id": 0} for ks in (384564, 12345, 67890, 11111)]
@@ -115,6 +117,8 @@ def test_only_files_that_can_match_are_opened(handle: Vulcan) -> None:
         ({"columns": "flux"}, UsageError, "columns is a list"),
         ({"columns": ["flux", "flux"]}, UsageError, "columns is a list"),
         ({"columns": ["fluxx"]}, KeyError, "column 'fluxx'"),
+        ({"columns": ["fluxx"], "ks_id": 5}, KeyError, "column 'fluxx'"),  # also where nothing is found
+        ({"where": "tau_im > 2"}, UsageError, "pyarrow.compute expression"),
         ({"where": pc.field("fluxx") > 1}, UsageError, "condition cannot be applied"),
     ],
 )
@@ -124,6 +128,30 @@ def test_what_cannot_be_asked_is_told(
     """D8: a number as text found nothing, without a word."""
     with pytest.raises(error, match=sentence):
         reader.query(**filters)
+
+
+def test_a_shard_that_is_published_while_it_is_read_is_read_all_the_same(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    handle = forge(tmp_path)
+    for number in range(3):
+        handle.write(vacua(4, number), GEOMETRY, tadpole_charge=12)
+    files, request = handle.reader("local").plan({})
+    publish(handle)
+    assert rows.read(files, request).num_rows == 12
+    assert [str(one.message) for one in recwarn if "left out" in str(one.message)] == []
+
+
+def test_a_shard_that_came_back_counts_once(handle: Vulcan) -> None:
+    one = list_shards(handle.staging_dir, SYNCED_DIRNAME)[0]
+    shutil.copy(one.parquet_path, handle.staging_dir / PENDING_DIRNAME)  # a late rsync
+    assert len(handle.query(source="local")) == 16
+    assert len(handle.query(source="pending")) == 4
+
+
+def test_a_run_is_named_by_text(reader: VulcanReader) -> None:
+    with pytest.raises(UsageError, match="run_id is text, not 3"):
+        reader.fetch_run(3)  # type: ignore[arg-type]
 
 
 def test_columns_come_in_the_order_asked_for(reader: VulcanReader) -> None:
@@ -245,7 +273,6 @@ def test_a_shard_that_vanishes_while_it_is_read_is_left_out(handle: Vulcan) -> N
     reader = VulcanReader.from_local(handle.staging_dir)
     files, request = reader.plan({})
     Path(files[0].path).unlink()
-    from matforge.vulcan import rows
 
     with pytest.warns(RuntimeWarning, match="left out"):
         assert rows.read(files, request).num_rows == 12

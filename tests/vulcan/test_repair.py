@@ -83,8 +83,9 @@ def test_repair_puts_everything_right_and_then_there_is_nothing_to_say(
 ) -> None:
     """D12: the reference neither reports nor repairs an orphan, and never removes a .tmp file."""
     handle, clock = forge(tmp_path), Clock()
-    runs = stage(handle, 4)
+    runs = stage(handle, 5)
     shards = list_pending(tmp_path)
+    os.truncate(shards[4].parquet_path, 100)  # its sidecar tells
     shards[0].sidecar_path.unlink()
     shards[1].sidecar_path.unlink()
     shards[1].parquet_path.write_bytes(shards[1].parquet_path.read_bytes()[:-9])
@@ -99,11 +100,11 @@ def test_repair_puts_everything_right_and_then_there_is_nothing_to_say(
     assert (old.exists(), young.exists()) == (False, True)
     assert shards[0].sidecar_path.is_file()
     assert not shards[2].sidecar_path.exists()
-    assert counts(handle) == (2, 0, 1, 0)
+    assert counts(handle) == (2, 0, 2, 0)
     young.unlink()
     assert status(tmp_path, clock=clock).problems == []
     publish(handle, hub, clock)
-    lost = {shards[1].run_id, shards[2].run_id}
+    lost = {shards[number].run_id for number in (1, 2, 4)}
     assert run_ids(hub) == once_each([run for run in runs if run not in lost])
 
 

@@ -13,15 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from matforge.model import MatForgeError, UsageError
-from matforge.vulcan import layout
+from matforge.vulcan import layout, publisher
 from matforge.vulcan.errors import BusyError, RefusedError
 from matforge.vulcan.lease import StagingLease
 from matforge.vulcan.ledger import LEDGER_DIRNAME, OUTBOX_DIRNAME, Ledger
+from matforge.vulcan.repair import status
 from matforge.vulcan.schema import PROVENANCE_KEY
 from matforge.vulcan.splits import SplitSpec
 from matforge.vulcan.writer import list_pending, move_to
 from tests.vulcan.hub import LoopbackHub
 from tests.vulcan.hub.faults import COMMIT
+from tests.vulcan.hub.repository import Blob
 from tests.vulcan.staging import (
     REPO,
     Clock,
@@ -61,6 +63,20 @@ def test_the_caller_says_how_many_shards_a_commit_takes(hub: LoopbackHub, tmp_pa
     assert (report.n_committed, report.n_commits) == (5, 3)
     titles = [commit.title for commit in reversed(hub.repositories[REPO].history())]
     assert titles == [f"vulcan: {n} shards, {4 * n} rows" for n in (2, 2, 1)]
+    assert run_ids(hub) == once_each(runs)
+
+
+@pytest.mark.parametrize(("name", "most"), [("BATCH_SHARDS", 2), ("BATCH_BYTES", 10_000)])
+def test_a_commit_takes_no_more_than_fits_into_memory(
+    name: str, most: int, hub: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, name, most)
+    handle = forge(tmp_path)
+    runs = stage(handle, 5)
+    sizes = [shard.parquet_path.stat().st_size for shard in list_pending(tmp_path)]
+    assert 2 * max(sizes) <= 10_000 < 3 * min(sizes)
+    assert publish(handle, hub).n_commits == 3
+    assert [len(batch.shards) for batch in Ledger(tmp_path).read().batches] == [2, 2, 1]
     assert run_ids(hub) == once_each(runs)
 
 
@@ -255,6 +271,17 @@ def test_a_rate_limit_in_words_is_noted_and_the_next_sync_does_not_even_ask(
     assert publish(handle, hub, clock).n_committed == 2
     assert run_ids(hub) == once_each(runs)
     assert not (tmp_path / "_sync_state.json").exists()
+
+
+def test_a_clock_that_was_set_back_does_not_keep_a_sync_waiting(hub: LoopbackHub, tmp_path: Path) -> None:
+    handle, clock = forge(tmp_path), Clock()
+    runs = stage(handle, 2)
+    hub.faults.add(COMMIT, 429, message="retry in 43 minutes")
+    publish(handle, hub, clock)
+    clock.now -= 10 * 24 * 3600
+    assert status(tmp_path, clock=clock).not_before is None
+    assert publish(handle, hub, clock).n_committed == 2
+    assert run_ids(hub) == once_each(runs)
 
 
 def test_a_short_rate_limit_is_waited_for(hub: LoopbackHub, tmp_path: Path) -> None:
@@ -729,3 +756,46 @@ def test_the_end_is_clean_when_asked_for_in_the_middle(hub: LoopbackHub, tmp_pat
     assert report.stopped == "it was asked to end"
     assert publish(handle, hub).n_committed == 2
     assert run_ids(hub) == once_each(runs)
+
+
+PREUPLOAD = r"^POST /api/datasets/.*/preupload/"
+
+
+@pytest.mark.parametrize("pattern", [PREUPLOAD, COMMIT])
+def test_what_a_person_writes_while_a_sync_goes_on_is_kept(
+    pattern: str, hub: LoopbackHub, tmp_path: Path
+) -> None:
+    """A commit is made on what the repository holds then, and nothing else."""
+    handle = forge(tmp_path)
+    runs = stage(handle, 3)
+    repository = hub.repositories[REPO]
+
+    def edit() -> None:
+        repository.commit("main", "by hand", {"README.md": Blob(b"# Words of a person\n", False)})
+
+    hub.faults.add(pattern, 503, headers={"Retry-After": "0"}, hook=edit)
+    report = publish(handle, hub, max_batch=1)
+    assert report.ok
+    assert run_ids(hub) == once_each(runs)
+    card = repository.files()["README.md"].decode()
+    assert "# Words of a person" in card
+    assert "load_dataset" in card
+    assert hub.count("/commit/") == 4
+
+
+def test_of_two_folders_that_publish_first_at_once_one_decides_the_splits(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    slow, fast = forge(tmp_path / "slow"), forge(tmp_path / "fast")
+    runs = stage(slow, 1) + stage(fast, 3, first=5)  # of one geometry, and so by row; of three
+    hub.faults.add(PREUPLOAD, 503, headers={"Retry-After": "0"}, hook=lambda: publish(fast, hub))
+    report = publish(slow, hub)
+    assert (report.ok, report.n_committed, counts(slow)) == (True, 1, (0, 1, 0, 0))
+    assert run_ids(hub) == once_each(runs)
+    index = json.loads(hub.repositories[REPO].files()["matforge.json"])
+    assert index["splits"]["by"] == "geometry"
+    assert sum(source["shards"] for source in index["sources"].values()) == 4
+    spec = SplitSpec.from_dict(index["splits"])
+    for path, data in hub.repositories[REPO].files(".parquet").items():
+        ids = set(pq.read_table(io.BytesIO(data))["geometry_id"].to_pylist())
+        assert {spec.of_geometry(one) for one in ids} == {path.split("/")[1].removeprefix("split=")}

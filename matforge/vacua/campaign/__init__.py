@@ -71,7 +71,8 @@ def start(
 ) -> Session:
     """Begin a search and return the running session.
 
-    With ``publish`` (from :func:`matforge.vulcan.results.target_of`) the vacua are staged at the end.
+    With ``publish`` (from :func:`matforge.vulcan.results.target_of`) each batch of vacua is staged by the
+    chore that writes its shard.
 
     Raises
     ------

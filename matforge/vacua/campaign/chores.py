@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from matforge.vacua.campaign.accounts import add_counts, check_complete, digest
 from matforge.vacua.campaign.problem import Tuning, unpack
 from matforge.vacua.geometry import Geometry
 from matforge.vacua.region import Region
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHUFFLE_SEED = 20250106
 """Fixed: neighbouring h are alike, so unshuffled blocks would differ greatly in cost."""
@@ -161,16 +164,22 @@ def newton_refine(problem: Mapping[str, Any], fluxes: Any, moduli: Any, tau: Any
 
 
 def shard_write(problem: Mapping[str, Any], group: int, refined: Sequence[Any], counts: Sequence[Any]) -> Any:
-    """Deduplicate a group's vacua and write them as ``shards/vacua-<group>.parquet``."""
+    """Deduplicate a group's vacua, write them as ``shards/vacua-<group>.parquet`` and stage the new ones."""
     from matforge.vacua import domain, table
 
+    geometry, region, _ = unpack(problem)
+    publish = problem.get("publish")
+    if publish:
+        covers.compiled("newton")
     began = time.process_time()
-    geometry, _, _ = unpack(problem)
     fluxes, moduli, tau = _stack([part["vacua"] for part in refined], geometry.h12)
     keep = domain.deduplicate(fluxes, moduli, tau)
     name = f"shards/vacua-{group:06d}.parquet"
     shard = table.unpolished(fluxes[keep], moduli[keep], tau[keep])
     table.write(_run_dir() / name, shard)
+    if publish:
+        final = table.canonical(geometry, region, fluxes[keep], moduli[keep], tau[keep])
+        _stage(publish, geometry, final, f"{group:06d}")
     total = add_counts([*counts, *(part["counts"] for part in refined)])
     total["cpu_s"] = total.get("cpu_s", 0.0) + _spent(began)
     return WithReport(
@@ -201,10 +210,8 @@ def merge(problem: Mapping[str, Any], plan: Mapping[str, Any], shards: Sequence[
     check_complete(counts)
     table.write(run_dir / "vacua.parquet", vacua)
     if problem.get("publish"):
-        # not by each shard_write: the groups overlap, and only here it is known which vacua are distinct
-        from matforge.vulcan.results import stage_result
-
-        stage_result(problem["publish"], geometry, vacua, run_dir)
+        # nothing, unless a shard comes from elsewhere than shard_write
+        _stage(problem["publish"], geometry, vacua, "rest")
     document = summary.document(geometry, region, vacua, counts, len(shards), run_dir)
     summary.write(run_dir / "summary.json", document)
     return WithReport(document, {"vacua": vacua.num_rows})
@@ -222,6 +229,13 @@ def _spent(began: float) -> float:
 
 def _run_dir() -> Path:
     return Path(os.environ["MATFORGE_RUN_DIR"])
+
+
+def _stage(target: Mapping[str, str], geometry: Geometry, vacua: pa.Table, batch: str) -> None:
+    """Stage those vacua of a batch, as they stand in the final table, that no other batch has staged."""
+    from matforge.vulcan.results import stage_batch
+
+    stage_batch(target, geometry, vacua, _run_dir(), batch)
 
 
 def _canonical(geometry: Geometry, region: Region, fluxes: Any, moduli: Any, tau: Any, tuning: Tuning) -> Any:

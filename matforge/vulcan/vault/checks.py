@@ -6,6 +6,7 @@ Every comparison is written so that NaN fails it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +44,16 @@ class ValidationError(UsageError):
 def tadpole_limit_of(geometry: Geometry) -> int:
     """The D3 charge that the largest orientifold can cancel, ``2 + h11 + h12`` (arXiv:2306.06160)."""
     return 2 + geometry.h11 + geometry.h12
+
+
+def check_limits(f_term_tol: Any, tadpole_limit: Any) -> None:
+    """Raise UsageError if nothing could be checked with these."""
+    number = isinstance(f_term_tol, Real) and not isinstance(f_term_tol, bool)
+    if not number or not 0 < f_term_tol < np.inf:
+        raise UsageError(f"f_term_tol is a number above 0, not {f_term_tol!r}.")
+    whole = isinstance(tadpole_limit, Integral) and not isinstance(tadpole_limit, bool)
+    if tadpole_limit is not None and not (whole and tadpole_limit >= 1):
+        raise UsageError(f"tadpole_limit is a whole number of at least 1, not {tadpole_limit!r}.")
 
 
 def failures(

@@ -120,6 +120,7 @@ class Vault:
         common = places.check_tags(tags)
         geometry = intake.loaded(model)
         where = intake.identity_of(geometry, identity)
+        checks.check_limits(f_term_tol, tadpole_limit)
         if validate and geometry is None:
             raise UsageError(
                 "Without the geometry nothing can be checked: give model=, or validate=False to vouch for it."
@@ -288,14 +289,16 @@ class Vault:
         Raises
         ------
         UsageError
-            If there is no reason, or nobody says so.
+            If there is no reason, nobody says so, or it is not said of which.
         KeyError
             If there is no such vacuum.
         """
         if not isinstance(reason, str) or not reason.strip():
             raise UsageError("A retraction needs a reason.")
         by = places.check_person(by, "by")
-        wanted = {int(i) for i in ([ids] if isinstance(ids, int) else ids)}
+        wanted = set(places.check_ids(ids))
+        if not wanted:
+            raise UsageError("Which vacua? Give their numbers.")
         now = datetime.fromtimestamp(self._clock(), UTC)
         with self._catalogue.lock() as lease:
             known = self._catalogue.read()
@@ -344,7 +347,7 @@ class Vault:
         list of int
             Their numbers; they are not given again.
         """
-        match = _AGE.fullmatch(older_than)
+        match = _AGE.fullmatch(older_than) if isinstance(older_than, str) else None
         if match is None:
             raise UsageError(f"older_than is a length of time such as 12h, 30d or 4w, not {older_than!r}.")
         age = timedelta(**{_AGE_UNITS[match[2]]: int(match[1])})

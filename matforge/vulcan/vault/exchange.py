@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.hub import MAIN, HubRepository, pull_revision
 from matforge.vulcan.send import LONGEST_WAIT_S
 from matforge.vulcan.settings import check_repo, token_setting
+from matforge.vulcan.validate import DIGITS
 from matforge.vulcan.vault import catalogue, places
 from matforge.vulcan.vault.curated import Vault
 
@@ -135,23 +136,43 @@ def push(
         raise UsageError(f"if_exists is one of {', '.join(IF_EXISTS)}, not {if_exists!r}.")
     table = _labelled(vault, label)
     there = Exchange(repo, token, endpoint, sleep)
-    path = f"{FOLDER}/{by}_{label}.parquet"
-    old = there.ask(lambda: there.hub.read(path))
-    content = _bytes(table)
+    if there.ask(lambda: _planned(there, table, by, label, if_exists)).content is None:
+        return Pushed(_path(by, label), table.num_rows, None)
+    pull = there.ask(lambda: _pull(there, by, label)) if create_pr else None
+    return _commit(there, vault, lambda: _planned(there, table, by, label, if_exists), pull)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a push puts where, and on which commit that rests."""
+
+    path: str
+    rows: int
+    content: bytes | None
+    """None if the repository holds exactly this already."""
+    head: str
+
+
+def _path(by: str, label: str) -> str:
+    return f"{FOLDER}/{by}_{label}.parquet"
+
+
+def _planned(there: Exchange, table: pa.Table, by: str, label: str, if_exists: str) -> _Plan:
+    head, path = there.hub.head(MAIN), _path(by, label)
+    old, content = there.hub.read(path), _bytes(table)
     if old == content:
-        return Pushed(path, table.num_rows, None)
+        return _Plan(path, table.num_rows, None, head)
     if old is not None:
         if if_exists == "error":
-            raise UsageError(f"{path} is in {repo} already; choose if_exists='append' or 'new_version'.")
+            raise UsageError(
+                f"{path} is in {there.repo} already; choose if_exists='append' or 'new_version'."
+            )
         if if_exists == "append":
             table = _joined(_parsed(old, path), table)
             content = _bytes(table)
         else:
             path = _free(there, path)
-    pull = there.ask(lambda: _pull(there, by, label)) if create_pr else None
-    revision = MAIN if pull is None else pull_revision(pull)
-    commit = _commit(there, vault, path, content, revision)
-    return Pushed(path, table.num_rows, commit, pull)
+    return _Plan(path, table.num_rows, content, head)
 
 
 def _labelled(vault: Vault, label: str) -> pa.Table:
@@ -177,14 +198,23 @@ def _parsed(data: bytes, path: str) -> pa.Table:
 
 
 def _joined(old: pa.Table, new: pa.Table) -> pa.Table:
-    """The old vacua, and of the new ones those whose numbers are not among them."""
-    known = set(old["designated_id"].to_pylist())
-    keep = pa.array([number not in known for number in new["designated_id"].to_pylist()], pa.bool_())
+    """The old vacua, and of the new ones those that are not among them.
+
+    Numbers do not tell: two vaults of one person have given the same number to different vacua.
+    """
+    known = set(_keys(old))
+    keep = pa.array([key not in known for key in _keys(new)], pa.bool_())
     return pa.concat_tables([old, new.filter(keep)], promote_options="permissive")
 
 
+def _keys(table: pa.Table) -> Iterator[Any]:
+    columns = ("geometry_id", "flux", "moduli_re", "moduli_im")
+    for geometry, flux, real, imaginary in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        yield geometry, tuple(flux), tuple(round(x, DIGITS) + 0.0 for x in (*real, *imaginary))
+
+
 def _free(there: Exchange, path: str) -> str:
-    taken = set(there.ask(there.hub.files))
+    taken = set(there.hub.files())
     version = 2
     while (name := f"{path.removesuffix('.parquet')}_v{version}.parquet") in taken:
         version += 1
@@ -197,22 +227,32 @@ def _pull(there: Exchange, by: str, label: str) -> int:
     return there.hub.open_pull(f"vault: {label} {mark}", "Curated vacua.") if found is None else found
 
 
-def _commit(there: Exchange, vault: Vault, path: str, content: bytes, revision: str) -> str:
-    budget = CommitBudget(vault.folder)
-    sent = False
+def _commit(there: Exchange, vault: Vault, planned: Callable[[], _Plan], pull: int | None) -> Pushed:
+    """Send what is planned, on what the repository held when it was; planned anew for every try."""
+    budget, revision = CommitBudget(vault.folder), MAIN if pull is None else pull_revision(pull)
+    last: _Plan | None = None
 
-    def send() -> str:
-        nonlocal sent
-        if sent and there.hub.read(path, revision) == content:
-            return there.hub.head(revision)  # the answer was lost, the commit was not
-        operations = there.hub.operations({path: content})
+    def send() -> Pushed:
+        nonlocal last
+        if last is not None and there.hub.read(last.path, revision) == last.content:
+            # the answer was lost, the commit was not
+            return Pushed(last.path, last.rows, there.hub.head(revision), pull)
+        plan = planned()
+        if plan.content is None:
+            return Pushed(plan.path, plan.rows, None, pull)
+        operations = there.hub.operations({plan.path: plan.content})
         there.hub.upload(operations, revision)
         if not budget.take():
             raise UnreachableError("The budget of commits is spent; come back within the hour.")
-        sent = True
-        return there.hub.commit(operations, revision, f"vault: {path}")
+        last = plan
+        # the branch of a pull request is ours alone
+        parent = plan.head if pull is None else None
+        commit = there.hub.commit(operations, revision, f"vault: {plan.path}", parent)
+        return Pushed(plan.path, plan.rows, commit, pull)
 
-    return str(there.ask(send))
+    found = there.ask(send)
+    assert isinstance(found, Pushed)
+    return found
 
 
 def listing(

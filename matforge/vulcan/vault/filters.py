@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import pyarrow as pa
@@ -45,6 +46,26 @@ class Filters:
     include_retracted: bool = False
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        for name, kinds, what in _KINDS:
+            value = getattr(self, name)
+            fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            if value is not None and not fits:
+                raise UsageError(f"{name} is {what}, not {value!r}.")
+        if self.limit is not None and self.limit < 0:
+            raise UsageError(f"limit must be at least 0, not {self.limit}.")
+
+
+_KINDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("identity", (Mapping,), "a mapping of the geometry's keys"),
+    ("label", (str,), "text"),
+    ("committed_by", (str,), "text"),
+    ("is_susy", (bool,), "True or False"),
+    ("include_retracted", (bool,), "True or False"),
+    ("n_flux_max", (Integral,), "a whole number"),
+    ("limit", (Integral,), "a whole number"),
+)
+
 
 def rows_of(table: pa.Table, filters: Filters) -> pa.Table:
     """The rows of the catalogue that meet all conditions, in the order of their numbers."""
@@ -52,8 +73,8 @@ def rows_of(table: pa.Table, filters: Filters) -> pa.Table:
     if not filters.include_retracted:
         keep.append(pc.invert(table["retracted"]))
     if filters.ids is not None:
-        wanted = [filters.ids] if isinstance(filters.ids, int) else [int(i) for i in filters.ids]
-        keep.append(pc.is_in(table["designated_id"], pa.array(wanted, pa.int64())))
+        wanted = pa.array(places.check_ids(filters.ids), pa.int64())
+        keep.append(pc.is_in(table["designated_id"], wanted))
     for name in ("label", "committed_by", "is_susy"):
         value = getattr(filters, name)
         if value is not None:
@@ -69,11 +90,7 @@ def rows_of(table: pa.Table, filters: Filters) -> pa.Table:
         every = pc.and_(every, pc.fill_null(mask, False))
     table = table.filter(every)
     table = table.sort_by("designated_id")
-    if filters.limit is None:
-        return table
-    if filters.limit < 0:
-        raise UsageError(f"limit must be at least 0, not {filters.limit}.")
-    return table.slice(0, filters.limit)
+    return table if filters.limit is None else table.slice(0, filters.limit)
 
 
 def _geometry(table: pa.Table, filters: Filters) -> list[Any]:

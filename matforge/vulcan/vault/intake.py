@@ -76,6 +76,10 @@ def nothing_of(width: int, h: int) -> tuple[Any, Any, Any]:
 
 def without_tags(df: Any) -> tuple[Any, list[list[str]] | None]:
     """The frame without its column of tags, and the tags of each row."""
+    if not isinstance(df, pa.Table | Mapping) and not hasattr(df, "columns"):
+        raise UsageError(
+            f"Vacua are a data frame, an Arrow table or a mapping of columns, not {type(df).__name__}."
+        )
     names = df.column_names if isinstance(df, pa.Table) else list(getattr(df, "columns", df))
     if "tags" not in names:
         return df, None

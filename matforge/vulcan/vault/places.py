@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +92,36 @@ def check_person(name: Any, what: str) -> str:
     return name.strip()
 
 
-def check_tags(tags: Iterable[str] | str | None) -> list[str]:
-    """The tags, each once, sorted.
+def check_ids(ids: Any) -> list[int]:
+    """Numbers of vacua, each once, ascending.
+
+    Raises
+    ------
+    UsageError
+        If they are no whole numbers.
+    """
+    found = [ids] if isinstance(ids, Integral) or not isinstance(ids, Iterable) else list(ids)
+    if isinstance(ids, str) or not all(isinstance(i, Integral) and not isinstance(i, bool) for i in found):
+        raise UsageError(f"The vacua are given by their numbers, not by {ids!r}.")
+    return sorted({int(i) for i in found})
+
+
+def check_tags(tags: Any) -> list[str]:
+    """The tags, each once, sorted; none for None or NaN, which is how data frames say that there are none.
 
     Raises
     ------
     UsageError
         If one is no word.
     """
-    found = [tags] if isinstance(tags, str) else list(tags or ())
+    if isinstance(tags, str):
+        found = [tags]
+    elif tags is None or (isinstance(tags, float) and math.isnan(tags)):
+        found = []
+    elif isinstance(tags, Iterable):
+        found = list(tags)
+    else:
+        raise UsageError(f"Tags are a list of words, not {tags!r}.")
     for tag in found:
         if not isinstance(tag, str) or not tag.strip() or not tag.isprintable():
             raise UsageError(f"A tag is a word, not {tag!r}.")

@@ -25,6 +25,7 @@ from matforge.model import UsageError
 from matforge.vulcan import runid
 from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.identity import GeometryId
+from matforge.vulcan.validate import DIGITS
 from matforge.vulcan.vault import intake, places
 from matforge.vulcan.vault.catalogue import VaultDamagedError, write_table
 from matforge.vulcan.vault.checks import SAME
@@ -212,10 +213,24 @@ def _distinct(table: pa.Table) -> pa.Table:
     keep = []
     columns = (table[name].to_pylist() for name in ("geometry_id", "flux", "moduli_re", "moduli_im"))
     for geometry, flux, real, imaginary in zip(*columns, strict=True):
-        key = (geometry, *flux, *(round(x, 8) + 0.0 for x in (*real, *imaginary)))
+        key = (geometry, *flux, *(round(x, DIGITS) + 0.0 for x in (*real, *imaginary)))
         keep.append(key not in seen)
         seen.add(key)
     return table.filter(pa.array(keep, pa.bool_()))
+
+
+def _key(row: Mapping[str, Any]) -> Any:
+    """What is the same for two copies of a vacuum."""
+    try:
+        z = (*row["moduli_re"], *row["moduli_im"])
+        return (*row["flux"], *(round(x, DIGITS) + 0.0 for x in z))
+    except (KeyError, TypeError):
+        return repr(row)  # no vacuum; it will be told what is wrong with it
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    names = {name: None for row in rows for name in row}
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 class SessionWriter:
@@ -239,7 +254,7 @@ class SessionWriter:
     ) -> None:
         self._store, self._filter, self._options = store, filter_fn, options
         # told now, not when the rows would be lost
-        intake.identity_of(intake.loaded(options.get("model")), options.get("identity"))
+        self._where = intake.identity_of(intake.loaded(options.get("model")), options.get("identity"))
         if options.get("run_id") is not None:
             runid.check_run_id(options["run_id"])
         places.check_tags(options.get("tags"))
@@ -251,30 +266,55 @@ class SessionWriter:
         return self
 
     def append(self, row: Mapping[str, Any]) -> bool:
-        """Add one vacuum; False if it is there already or the filter refuses it."""
-        entry = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()
-        }
-        key = repr([entry.get(name) for name in ("flux", "moduli_re", "moduli_im")])
-        if key in self._seen or (self._filter is not None and not self._filter(entry)):
-            return False
-        self._seen.add(key)
-        self._rows.append(entry)
-        return True
+        """Add one vacuum; False if it is there already or the filter refuses it.
+
+        Raises
+        ------
+        BatchError, UsageError
+            If it is none; what was added before is kept.
+        """
+        if not isinstance(row, Mapping):
+            raise UsageError(f"A vacuum is a mapping of names to values, not {type(row).__name__}.")
+        return self._add([{n: v.tolist() if isinstance(v, np.ndarray) else v for n, v in row.items()}]) == 1
 
     def append_batch(self, df: Any) -> int:
-        """Add the rows of a frame; how many were new."""
+        """Add the rows of a frame; how many were new.
+
+        Raises
+        ------
+        BatchError, UsageError
+            If one of the new rows is no vacuum; none of them is added, and what was added before is kept.
+        """
         table = intake.as_table(df)
         if table is None:
             raise UsageError("A batch is a DataFrame, a Table or a mapping of columns of equal length.")
-        return sum(self.append(row) for row in table.to_pylist())
+        return self._add(table.to_pylist())
+
+    def _add(self, rows: list[dict[str, Any]]) -> int:
+        new: dict[Any, dict[str, Any]] = {}
+        for row in rows:
+            key = _key(row)
+            if key not in self._seen and key not in new and (self._filter is None or self._filter(row)):
+                new[key] = row
+        if new:
+            self._check(list(new.values()))
+        self._seen.update(new)
+        self._rows += new.values()
+        return len(new)
+
+    def _check(self, rows: list[dict[str, Any]]) -> None:
+        """Whether they can be kept: told now, for at the end everything else would be lost with them."""
+        frame, _ = intake.without_tags(_columns(rows))
+        intake.sound(frame, self._where, force=False)
+        if self._rows and len(rows[0]["flux"]) != len(self._rows[0]["flux"]):
+            raise UsageError(
+                f"flux has another length than {len(self._rows[0]['flux'])}, that of the others."
+            )
 
     def flush(self) -> None:
         """Keep what was gathered so far."""
         if self._rows:
-            names = {name: None for row in self._rows for name in row}
-            columns = {name: [row.get(name) for row in self._rows] for name in names}
-            self.run_id = self._store.write(columns, **{**self._options, "run_id": self.run_id})
+            self.run_id = self._store.write(_columns(self._rows), **{**self._options, "run_id": self.run_id})
             self._rows = []
 
     def __exit__(

@@ -212,6 +212,41 @@ def test_a_label_can_name_a_file(label: Any, vault: Vault) -> None:
         put(vault, label=label)
 
 
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda v: v.designate(None, "paper", "me", model="octic"), "data frame"),
+        (lambda v: put(v, f_term_tol=float("nan")), "f_term_tol is a number above 0"),
+        (lambda v: put(v, tadpole_limit="9"), "tadpole_limit is a whole number"),
+        (lambda v: put(v, octic_vacua(1).assign(tags=[3])), "Tags are a list of words"),
+        (lambda v: v.query(ids="12"), "by their numbers"),
+        (lambda v: v.query(label=3), "label is text"),
+        (lambda v: v.query(is_susy="yes"), "is_susy is True or False"),
+        (lambda v: v.query(n_flux_max=True), "n_flux_max is a whole number"),
+        (lambda v: v.query(identity=3), "identity is a mapping"),
+        (lambda v: v.query(tags=3), "Tags are a list of words"),
+        (lambda v: v.query(limit=-1), "limit must be at least 0"),
+        (lambda v: v.retract("12", "why", "me"), "by their numbers"),  # was 1 and 2
+        (lambda v: v.retract([True], "why", "me"), "by their numbers"),
+        (lambda v: v.retract([], "why", "me"), "Which vacua"),
+        (lambda v: v.purge(30), "length of time"),
+    ],
+)
+def test_what_makes_no_sense_is_told_in_words(call: Any, sentence: str, vault: Vault) -> None:
+    put(vault)
+    with pytest.raises(UsageError, match=sentence):
+        call(vault)
+    assert not vault.query()["retracted"].any()
+
+
+def test_rows_without_tags_have_none_and_numbers_of_numpy_are_numbers(vault: Vault) -> None:
+    put(vault, octic_vacua(3).assign(tags=["a", None, ["b", "c"]]))
+    assert [list(tags) for tags in vault.query()["tags"]] == [["a"], [], ["b", "c"]]
+    vault.retract(np.int64(2), "why", "me")
+    vault.retract(np.array([3]), "why", "me")
+    assert vault.query()["designated_id"].tolist() == [1]
+
+
 @pytest.mark.parametrize("options", [{"committed_by": " "}, {"committed_by": "a\nb"}, {"tags": [""]}])
 def test_people_and_tags_are_words(options: dict[str, Any], vault: Vault) -> None:
     with pytest.raises(UsageError):

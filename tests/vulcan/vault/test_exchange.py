@@ -72,6 +72,30 @@ def test_a_file_that_is_there_is_not_replaced_unless_one_says_how(hub: LoopbackH
         send(vault, hub, if_exists="replace")
 
 
+def test_vacua_of_two_vaults_are_joined_although_their_numbers_are_the_same(
+    hub: LoopbackHub, vault: Vault, tmp_path: Path
+) -> None:
+    send(vault, hub)
+    other = Vault(tmp_path / "other")
+    other.designate(octic_vacua(3, first=1), "paper", "me", model=octic())  # numbers 1 to 3 again, one new
+    assert send(other, hub, if_exists="append").rows == 4
+    found = fetch(REPO, PATH, endpoint=hub.endpoint)
+    assert sorted(list(f) for f in found["flux"]) == sorted(octic_vacua(4)["flux"])
+
+
+def test_of_two_pushes_at_once_neither_is_lost(hub: LoopbackHub, vault: Vault, tmp_path: Path) -> None:
+    send(vault, hub)
+    slow, fast = Vault(tmp_path / "slow"), Vault(tmp_path / "fast")
+    slow.designate(octic_vacua(1, first=4), "paper", "me", model=octic())
+    fast.designate(octic_vacua(1, first=5), "paper", "me", model=octic())
+    hub.faults.add(
+        r"^POST /api/datasets/.*/preupload/", 503, headers={"Retry-After": "0"},
+        hook=lambda: send(fast, hub, if_exists="append"),
+    )  # fmt: skip
+    assert send(slow, hub, if_exists="append").rows == 5
+    assert len(fetch(REPO, PATH, endpoint=hub.endpoint)) == 5
+
+
 def test_trouble_is_told_in_one_sentence(hub: LoopbackHub, vault: Vault) -> None:
     with pytest.raises(UsageError, match="no vacua with the label"):
         push(vault, "other", REPO, by="me", endpoint=hub.endpoint)

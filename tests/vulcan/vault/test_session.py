@@ -74,6 +74,24 @@ def test_the_writer_keeps_what_it_was_given_also_when_the_body_fails(store: Sess
     assert len(store.load(tags="t")) == 4
 
 
+@pytest.mark.parametrize(
+    "bad", [{"flux": [1]}, {"tau_re": float("nan")}, {"flux": [1, 2]}, {"moduli_im": None}, "no mapping"]
+)
+def test_a_row_that_is_no_vacuum_is_told_at_once_and_costs_no_other(bad: Any, store: SessionStore) -> None:
+    """D29: told at the end, and all rows were lost."""
+    frame = octic_vacua(3)
+    row = frame.iloc[2].to_dict()
+    with store.writer(model=octic()) as writer:
+        writer.append_batch(frame.iloc[:2])
+        with pytest.raises(UsageError):
+            writer.append({**row, **bad} if isinstance(bad, dict) else bad)
+        if isinstance(bad, dict):
+            with pytest.raises(UsageError):
+                writer.append_batch({name: [value] for name, value in {**row, **bad}.items()})
+        assert writer.append(row)
+    assert len(store.load()) == 3
+
+
 def test_the_writer_keeps_only_what_its_filter_takes(store: SessionStore) -> None:
     with store.writer(model=octic(), filter_fn=lambda row: row["tau_im"] > 2, run_id="mine") as writer:
         writer.append_batch(octic_vacua(8))
