@@ -44,6 +44,7 @@ from matforge.model import ChoreState, MatForgeError, Resources, UsageError
 from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.session import Session, open_log
 from matforge.settings import Settings
+from matforge.sources import sources_of
 from matforge.steering import Entry
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_state
 
@@ -209,7 +210,8 @@ def _functions(registry: ChoreRegistry, defaults: Defaults, store: RunStore) -> 
     for name in registry:
         entry = registry.get(name)
         data = _pickle_function(entry)
-        functions[name] = defaults.entry(Entry.of(entry, store.put_function(_file_name(name, data), data)))
+        file = store.put_function(_file_name(name, data), data)
+        functions[name] = defaults.entry(Entry.of(entry, file, data))
     return functions
 
 
@@ -221,7 +223,7 @@ def _described(functions: Mapping[str, Entry]) -> dict[str, Any]:
             entry.resources.as_dict(),
             entry.id_name,
             entry.policy.as_dict(),
-            *([entry.fingerprint] if entry.fingerprint else ()),
+            *([entry.fingerprint, entry.sources] if entry.fingerprint else ()),
         ]
         for name, entry in functions.items()
     }
@@ -343,14 +345,16 @@ def reopen(
         lost = salvage.look_over(run, records)
         swept = salvage.sweep_run(run)
         alias: dict[str, str] = {}
-        functions = _stored_functions(records)
+        sys.path += [path for path in first["sys_path"] if path not in sys.path]
+        stored = _stored_functions(records)
+        functions = {name: _as_it_is_now(run_dir, entry) for name, entry in stored.items()}
+        changed = [name for name, entry in functions.items() if entry != stored[name]]
         if script is not None:
             functions |= _functions(script.registry, script.defaults, store)
             record.append({"e": "functions", "functions": _described(functions)})
             alias = _find_chores(run, script)
         # the epoch must be known before anything of it can be started
         run.flush(now)
-        sys.path += [path for path in first["sys_path"] if path not in sys.path]
         strategy = _strategy_again(run, script)
         fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
         session = _session(
@@ -363,6 +367,10 @@ def reopen(
         if lost:
             named = ", ".join(lost[:10])
             log.warning("%d results are missing or damaged and are made again: %s", len(lost), named)
+        if changed and script is None:
+            log.warning(
+                "the cache is not used for %s: modules that it needs have changed", ", ".join(changed)
+            )
         if swept:
             log.info("removed %d files of attempts that nobody had accepted", swept)
         session.start(undo)
@@ -396,6 +404,18 @@ def _stored_functions(records: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
                 wants, rules = Resources.from_dict(resources), Policy.from_dict(policy)
                 functions[name] = Entry(file_name, wants, id_name, rules, *more)
     return functions
+
+
+def _as_it_is_now(run_dir: Path, entry: Entry) -> Entry:
+    """A stored function; without its fingerprint if a module that it needs was changed meanwhile, because
+    what it returns from now on is not what the fingerprint stands for."""
+    if not entry.sources:
+        return entry
+    try:
+        same = sources_of((run_dir / OUT_NAME / "registry" / entry.file).read_bytes()) == entry.sources
+    except OSError:
+        same = False  # whoever wants to call it is told
+    return entry if same else replace(entry, fingerprint="", sources="")
 
 
 @contextmanager
