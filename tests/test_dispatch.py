@@ -323,6 +323,30 @@ def test_what_still_runs_at_the_end_is_stopped_in_time_and_tried_again_later(fol
     assert again.wait(60) is RunState.COMPLETED
 
 
+def test_allocations_of_two_fifths_of_the_time_finish_a_run_in_three_and_nothing_runs_twice(
+    folder: Path,
+) -> None:
+    def behaviour(task: Task) -> Outcome:
+        return Outcome(4.0 + task.seed % 20, task.seed % 9)
+
+    calls = [call("work", n) for n in range(150)]
+    whole = SimulatedExecutor(behaviour, workers=3)
+    undisturbed, _ = play(folder / "undisturbed", calls, executor=whole)
+    assert undisturbed.wait(60) is RunState.COMPLETED
+    lasts = 0.4 * (whole.now() - 1.7e9)
+    executors = [SimulatedExecutor(behaviour, workers=3, lasts_s=lasts) for _ in range(3)]
+    session, _ = play(folder / "restarted", calls, executor=executors[0])
+    states = [session.wait(60)]
+    for executor in executors[1:]:
+        session = reopen(session.run_dir, made=executor, quiet=True)
+        states.append(session.wait(60))
+    assert states == [RunState.INTERRUPTED, RunState.INTERRUPTED, RunState.COMPLETED]
+    assert outcome(session) == outcome(undisturbed)
+    # not even begun twice: nothing had to be stopped
+    begun = [attempt.chore_id for executor in executors for attempt in executor.history]
+    assert sorted(begun) == sorted(session.engine.records)
+
+
 def test_a_run_that_ends_in_time_does_not_notice(folder: Path) -> None:
     session, _ = short_of_time(folder, [call("short", n) for n in range(5)], lasting(1.0), 3600.0)
     assert session.manager.status.state is RunState.COMPLETED
