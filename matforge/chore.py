@@ -357,7 +357,7 @@ def pack(arguments: Any, reader: ResultReader | None = None) -> tuple[bytes, tup
         return pickle.dumps(arguments, protocol=5), ()
     inputs: dict[str, int] = {}
     try:
-        return _dump(arguments, inputs, reader), tuple(inputs)
+        return _dump(_ordered(arguments, {}), inputs, reader), tuple(inputs)
     except UsageError:
         raise
     except Exception as error:
@@ -379,6 +379,55 @@ def _interesting(value: Any, depth: int = 0) -> bool:
         if kind is dict:
             return any(_interesting(k, depth + 1) or _interesting(v, depth + 1) for k, v in value.items())
     return True
+
+
+class _Members:
+    """Stands for a set while it is pickled, with its members in order: the bytes tell chores apart."""
+
+    def __init__(self, kind: type, members: list[Any]) -> None:
+        self._made = kind, (members,)
+
+    def __reduce__(self) -> Any:
+        return self._made
+
+
+def _ordered(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
+    """``value`` with its sets of plain values in an order that is the same in every process."""
+    kind = type(value)
+    if id(value) in known:  # what is in two places stays one
+        return known[id(value)]
+    if kind is set or kind is frozenset:
+        made: Any = value
+        if all(_sortable(one) for one in value):
+            made = _Members(kind, sorted(value, key=lambda one: (type(one).__name__, repr(one))))
+    elif depth >= _DEEP or not _holds_set(value, set()):
+        return value  # itself, because an object of the user's may refer to it, too
+    elif kind is tuple:
+        made = tuple(_ordered(one, known, depth + 1) for one in value)
+    elif kind is list:
+        made = known[id(value)] = []
+        made += [_ordered(one, known, depth + 1) for one in value]
+    else:
+        made = known[id(value)] = {}
+        made.update((k, _ordered(v, known, depth + 1)) for k, v in value.items())
+    known[id(value)] = made
+    return made
+
+
+def _holds_set(value: Any, seen: set[int]) -> bool:
+    """Whether there is a set in plain containers."""
+    kind = type(value)
+    if kind is set or kind is frozenset:
+        return True
+    if kind not in (tuple, list, dict) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_holds_set(one, seen) for one in (value.values() if kind is dict else value))
+
+
+def _sortable(value: Any) -> bool:
+    """Whether the representation of a set's member says all, and in every process the same."""
+    return type(value) in _PLAIN or (type(value) is tuple and all(_sortable(one) for one in value))
 
 
 def _dump(value: Any, inputs: dict[str, int], reader: ResultReader | None = None) -> bytes:

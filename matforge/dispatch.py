@@ -36,8 +36,6 @@ class Dispatch:
         """Heap of (time, id) of chores that are held until then."""
         self._late: set[str] = set()
         """Chores that are held because the time that is left is too short."""
-        self._longest: dict[str, float] = {}
-        """Longest wall time so far, by name of the chores."""
         self._mean_wall: float | None = None
         self.capacity = Capacity(1, 0, 0, 0, 0, 0)
         self.ends_at: float | None = None
@@ -65,7 +63,7 @@ class Dispatch:
     def learn_wall(self, name: str, wall_s: float) -> None:
         """A chore of this name took so long."""
         self._mean_wall = wall_s if self._mean_wall is None else 0.9 * self._mean_wall + 0.1 * wall_s
-        self._longest[name] = max(wall_s, self._longest.get(name, 0.0))
+        self._run.note_wall(name, wall_s)
 
     def pause(self, chore_id: str, until: float) -> None:
         """Keep a READY chore back for a while."""
@@ -89,7 +87,11 @@ class Dispatch:
         counts = self._run.graph.counts
         if counts[ChoreState.RUNNING] or not self._run.graph.open:
             return False
-        return self.closed or (bool(self._late) and counts[ChoreState.READY] == len(self._late))
+        if self.closed:
+            return True
+        nodes = self._run.graph.nodes
+        late = sum(nodes[name].held for name in self._late)  # others were cancelled meanwhile
+        return late > 0 and counts[ChoreState.READY] == late
 
     def due(self) -> float | None:
         """When there is something to do next for the time's sake: a pause that ends, or all."""
@@ -102,14 +104,15 @@ class Dispatch:
         """Seconds that a chore will probably take, if anything is known."""
         chore = self._run.records[chore_id].chore
         declared = chore.policy.expected
-        return declared if declared is not None else self._longest.get(chore.name)
+        return declared if declared is not None else self._run.longest.get(chore.name)
 
     def select(self, now: float) -> Iterator[graph.Submit]:
         """Attempts to hand to the executor, in order; each counts as running once it is taken."""
         if self.closed:
             return
         run, total = self._run, self.capacity.total_cores
-        wanted = arbitration.queue_depth(self._mean_wall, total, ending=self.ends_at is not None)
+        careful = self.ends_at is not None or run.may_stop
+        wanted = arbitration.queue_depth(self._mean_wall, total, careful=careful)
         depth = min(self.capacity.queue_depth, wanted)
         if not self._backfill:
             if run.cores_in_flight:

@@ -1,34 +1,38 @@
 """What a function is, as a digest: it changes when what the function does may have changed.
 
 The code counts, not where it stands: bytecode, constants, names, defaults, closure, and whatever of the
-user's own (functions, classes, values) it refers to, as far down as that goes. Libraries count by name
-and version. What cannot be seen, such as a file that is read or a compiled extension, is for the
-version that a user declares.
+user's own (functions, classes, values, modules) it refers to, as far down as that goes. Libraries count
+by name and version. What cannot be seen, such as a file that is read or a compiled extension, is for
+the version that a user declares.
+
+Where it is not certain, two things count as different: that costs a run of the chore, and a result
+that is not that of the function would cost more.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
-import os
-import pickle
+import secrets
 import sys
-import sysconfig
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from matforge import model
 from matforge.chore import content_key
+from matforge.sources import Sources, is_own, names_in, version_of
 
 SEEDED = "+seed"
 """At the end of the fingerprint of a function that asks for its seed."""
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), type(...))
-_LIBRARIES = tuple(
-    {
-        os.path.realpath(sysconfig.get_path(name)) + os.sep
-        for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    }
-)
+_NOT_OF_A_CLASS = {
+    "__dict__", "__weakref__", "__module__", "__firstlineno__", "__static_attributes__", "__doc__",
+    "__abstractmethods__", "_abc_impl", "__pydantic_core_schema__", "__pydantic_validator__",
+    "__pydantic_serializer__", "__signature__",
+}  # fmt: skip
+"""Where a class stands, what is said for people, and what follows from the rest."""
 
 
 def fingerprint(func: Callable[..., Any], version: str = "") -> str:
@@ -41,22 +45,34 @@ def fingerprint(func: Callable[..., Any], version: str = "") -> str:
         Declared by the user.
     """
     walk = _Walk()
-    digest = content_key("function", version, sys.implementation.cache_tag or "", walk.digest(func))
+    try:
+        seen = walk.digest(func)
+    except RecursionError:  # it refers to what is nested too deeply to be looked at: found never again
+        seen = secrets.token_hex()
+    digest = content_key("function", version, sys.implementation.cache_tag or "", seen)
     return digest + SEEDED if walk.seeded else digest
 
 
 class _Walk:
     """Goes through a function and what it refers to, once each."""
 
-    def __init__(self) -> None:
-        self.seeded = False
-        self._seen: dict[int, tuple[str, Any]] = {}
+    def __init__(self, seen: Mapping[int, tuple[str, Any]] | None = None) -> None:
+        self._seeded = False
+        self._sources = Sources()
+        self._seen: dict[int, tuple[str, Any]] = dict(seen or {})
         """By identity: a name for those that come again, and the object, so that it stays."""
 
+    @property
+    def seeded(self) -> bool:
+        """Whether anything that was seen asks for the chore's seed."""
+        return self._seeded or self._sources.seeded
+
     def digest(self, value: Any) -> str:
-        if isinstance(value, _ATOMS):
-            self.seeded = self.seeded or value == "MATFORGE_SEED"
-            return content_key(type(value).__name__, repr(value))
+        kind = type(value)
+        if kind in _ATOMS:
+            self._seeded = self._seeded or value == "MATFORGE_SEED"
+            text = value if kind in (str, bytes) else f"{value:x}" if kind is int else repr(value)
+            return content_key(kind.__name__, text.encode(errors="surrogatepass") if kind is str else text)
         if id(value) in self._seen:
             return self._seen[id(value)][0]
         self._seen[id(value)] = (f"again {len(self._seen)}", value)
@@ -68,7 +84,7 @@ class _Walk:
     def _parts(self, value: Any) -> list[str]:
         kind = type(value)
         if value is model.seed:
-            self.seeded = True
+            self._seeded = True
         if isinstance(value, types.CodeType):
             return self._code(value)
         if isinstance(value, types.MethodType):
@@ -76,27 +92,50 @@ class _Walk:
         if isinstance(value, functools.partial):
             return ["partial", *self._all((value.func, value.args, value.keywords))]
         if isinstance(value, types.ModuleType):
-            return ["module", value.__name__, str(getattr(value, "__version__", ""))]
+            return ["module", value.__name__, version_of(value.__name__)]
         if isinstance(value, types.FunctionType | type):
-            if not _is_own(value.__module__):
-                return ["library", value.__module__, value.__qualname__, _version(value.__module__)]
-            return self._function(value) if isinstance(value, types.FunctionType) else self._class(value)
-        if callable(wrapped := getattr(value, "__wrapped__", None)):  # a decorated function
-            return ["wrapped", kind.__qualname__, self.digest(wrapped)]
+            return self._named(value)
         if kind in (tuple, list):
             return [kind.__name__, *self._all(value)]
         if kind in (set, frozenset):
-            return [kind.__name__, *sorted(content_key(repr(item)) for item in value)]
-        if kind is dict:
-            return ["dict", *self._all(value.keys()), *self._all(value.values())]
+            return [kind.__name__, *self._members(value)]
+        if kind in (dict, types.MappingProxyType):
+            return [kind.__name__, *self._all(value.keys()), *self._all(value.values())]
+        if isinstance(value, staticmethod | classmethod):
+            return [kind.__name__, self.digest(value.__func__)]
+        if isinstance(value, property):
+            return ["property", *self._all((value.fget, value.fset, value.fdel))]
+        wrapped = getattr(value, "__wrapped__", None)
+        if callable(wrapped) and not _is_own_class(kind):  # a function that a library has decorated
+            # numba's options say how a function is compiled
+            options = getattr(value, "targetoptions", None)
+            return ["wrapped", kind.__qualname__, self.digest(wrapped), self.digest(options)]
         return self._object(value)
 
+    def _members(self, values: Iterable[Any]) -> list[str]:
+        """Digests of what a set has, whose order changes from process to process."""
+        digests = []
+        for value in values:
+            walk = _Walk(self._seen)
+            digests.append(walk.digest(value))
+            self._seeded = self.seeded or walk.seeded
+        return sorted(digests)
+
+    def _named(self, value: types.FunctionType | type) -> list[str]:
+        """A function or a class."""
+        module = str(getattr(value, "__module__", None))
+        if not is_own(module):
+            # a decorator of a library may have put a function of the user's into one of its own
+            inner = [one for one in _cells(value) if isinstance(one, types.FunctionType)]
+            return ["library", module, value.__qualname__, version_of(module), *self._all(inner)]
+        return self._function(value) if isinstance(value, types.FunctionType) else self._class(value)
+
     def _function(self, func: types.FunctionType) -> list[str]:
-        cells = [cell.cell_contents for cell in func.__closure__ or () if not _is_empty(cell)]
+        package = func.__globals__.get("__package__") or ""
         return [
-            "function", func.__module__, func.__qualname__, self.digest(func.__code__),
-            *self._all((func.__defaults__, func.__kwdefaults__)), *self._all(cells),
-            *self._globals(func),
+            "function", str(func.__module__), func.__qualname__, self.digest(func.__code__),
+            *self._all((func.__defaults__, func.__kwdefaults__, vars(func))), *self._all(_cells(func)),
+            *self._globals(func), self._sources.imported(func.__code__, package),
         ]  # fmt: skip
 
     def _code(self, code: types.CodeType) -> list[str]:
@@ -109,7 +148,7 @@ class _Walk:
 
     def _globals(self, func: types.FunctionType) -> list[str]:
         """The globals that the function names, and what it may take from modules of the user's own."""
-        names = sorted(set(_names(func.__code__)))
+        names = sorted(set(names_in(func.__code__)))
         parts = []
         for name in names:
             if name not in func.__globals__:
@@ -117,56 +156,56 @@ class _Walk:
             value = func.__globals__[name]
             parts += [name, self.digest(value)]
             if isinstance(value, types.ModuleType):
-                self.seeded = self.seeded or (value.__name__.startswith("matforge") and "seed" in names)
-                if _is_own(value.__name__):
-                    found = [one for one in names if hasattr(value, one)]
-                    parts += [*found, *self._all(getattr(value, one) for one in found)]
+                self._seeded = self._seeded or (value.__name__.startswith("matforge") and "seed" in names)
+                parts += self._taken(value, names, [])
+        return parts
+
+    def _taken(self, module: types.ModuleType, names: list[str], above: list[types.ModuleType]) -> list[str]:
+        """What a function with these names may take from a module, and from modules in it."""
+        if not is_own(module.__name__) or module in above:
+            return []
+        parts = []
+        for name in names:
+            if not hasattr(module, name):
+                continue
+            value = getattr(module, name)
+            parts += [name, self.digest(value)]
+            if isinstance(value, types.ModuleType):
+                parts += self._taken(value, names, [*above, module])
         return parts
 
     def _class(self, cls: type) -> list[str]:
-        members = {k: v for k, v in vars(cls).items() if isinstance(v, (types.FunctionType, *_ATOMS))}
-        unwrapped = {
-            k: getattr(v, "__func__", None) or getattr(v, "fget", None)
-            for k, v in vars(cls).items()
-            if isinstance(v, staticmethod | classmethod | property)
-        }
-        for name in ("__module__", "__firstlineno__", "__doc__"):  # where it stands, or said for people
-            members.pop(name, None)
-        return ["class", cls.__qualname__, *self._all(cls.__bases__), self.digest(dict(members)),
-                self.digest(unwrapped)]  # fmt: skip
+        members = {k: v for k, v in vars(cls).items() if k not in _NOT_OF_A_CLASS}
+        members = {k: v for k, v in members.items() if not isinstance(v, _OF_A_SLOT)}
+        return ["class", cls.__qualname__, *self._all((type(cls), *cls.__bases__)), self.digest(members)]
 
     def _object(self, value: Any) -> list[str]:
-        """Any other object by its content, if it can be pickled, and by its class."""
+        """Any other object: its class, and what a pickle of it would be made of."""
         try:
-            content = pickle.dumps(value, protocol=5)
-        except Exception:  # pickling runs arbitrary code
-            content = b""
-        return ["object", self.digest(type(value)), content_key(content)]
+            reduce = copyreg.dispatch_table.get(type(value))
+            # protocol 4, in which an array gives its bytes
+            made = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        except RecursionError:
+            raise
+        except Exception:  # it cannot be pickled; this, too, runs arbitrary code
+            made = getattr(value, "__dict__", None)
+        if isinstance(made, tuple):
+            state, items, pairs = (*made[2:5], None, None, None)[:3]
+            made = (*made[:2], state, list(items or ()), list(pairs or ()))
+        return ["object", self.digest(type(value)), self.digest(made)]
 
 
-def _names(code: types.CodeType) -> list[str]:
-    inner = [name for one in code.co_consts if isinstance(one, types.CodeType) for name in _names(one)]
-    return [*code.co_names, *inner]
+_OF_A_SLOT = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
-def _is_empty(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return True
-    return False
+def _is_own_class(kind: type) -> bool:
+    return is_own(str(getattr(kind, "__module__", None)))
 
 
-def _is_own(module: str) -> bool:
-    """Whether a module is the user's, whose code may change at any time, rather than a library's."""
-    if module == "__main__":
-        return True
-    found = sys.modules.get(module)
-    path = getattr(found, "__file__", None)
-    if module.partition(".")[0] == "matforge" or (found is not None and path is None):
-        return False
-    return path is None or not os.path.realpath(path).startswith(_LIBRARIES)
-
-
-def _version(module: str) -> str:
-    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", ""))
+def _cells(value: Any) -> list[Any]:
+    """What a closure holds, where that is known yet."""
+    found = []
+    for cell in getattr(value, "__closure__", None) or ():
+        with suppress(ValueError):
+            found.append(cell.cell_contents)
+    return found

@@ -22,7 +22,7 @@ from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
 from matforge.engine.requests import Answer as Reply
 from matforge.engine.requests import Inbox, cancel_chores
-from matforge.engine.run import Run
+from matforge.engine.run import STOP, Run
 from matforge.engine.run import Stop as StopStep
 from matforge.engine.status import StatusWriter
 from matforge.engine.store import StorageError, storage_sentence
@@ -125,6 +125,8 @@ class FluxManager:
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
         self._ends_because = "the allocation ends"
         self._finished = False
+        self._stopped = ""
+        """Name of the decision that nothing more is started, because a chore failed; empty without one."""
         self._interrupted: str | None = None
         self._taken_over = False
         """Whether the run belongs to another driver by now, so that nothing may be written."""
@@ -251,6 +253,7 @@ class FluxManager:
         self._learn_capacity()
         self.status.state = RunState.RUNNING
         self._tell_errors()
+        self._stopped = next((o for o in sorted(self.engine.origins) if o.startswith(STOP)), "")
         for chore in self.engine.stopped_by():
             self._stop_for(chore)
         if self._fresh:
@@ -335,6 +338,8 @@ class FluxManager:
     # -- dispatch
 
     def _dispatch_ready(self) -> None:
+        if self._stopped and self.engine.unstarted:  # spawned since, or to be tried again
+            self._stop()
         self._recall.look()
         now = self._executor.now()
         self._dispatch.release(now)
@@ -438,8 +443,11 @@ class FluxManager:
 
     def _stop_for(self, chore: Chore) -> None:
         """Its author wants nothing more to be started once it has failed."""
-        stop = StopStep(f"{chore.id} failed")
-        self._perform(self.engine.decide([stop], state=None, origin=f"stop:{chore.id}"))
+        self._stopped = f"{STOP}{chore.id}"
+        self._stop()
+
+    def _stop(self) -> None:
+        self._perform(self.engine.decide([StopStep()], state=None, origin=self._stopped))
 
     # -- the strategy
 

@@ -10,7 +10,6 @@ import functools
 import gc
 import logging
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge._version import __version__
-from matforge.chore import Call, ChoreRegistry, Registration, content_key, nearest, slug
+from matforge.chore import Call, ChoreRegistry
 from matforge.engine import arbitration, journal, salvage
 from matforge.engine.cache import Cache
 from matforge.engine.lock import RunLock
@@ -40,16 +39,27 @@ from matforge.engine.store import (
 from matforge.executors import choose
 from matforge.executors.protocol import Executor, RunContext
 from matforge.manager import FluxManager
-from matforge.model import ChoreState, MatForgeError, Resources, UsageError
-from matforge.policy import DEFAULT_POLICY, Policy
+from matforge.model import ChoreState, MatForgeError, UsageError
 from matforge.session import Session, open_log
 from matforge.settings import Settings
 from matforge.steering import Entry
-from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, thaw_state
+from matforge.stored import (
+    NO_DEFAULTS,
+    STRATEGY_FILE,
+    Defaults,
+    as_it_is_now,
+    check_functions,
+    check_names,
+    described,
+    load_strategy,
+    pickle_strategy,
+    put_functions,
+    stored_functions,
+)
+from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy
 
 log = logging.getLogger("matforge")
 
-STRATEGY_FILE = "strategy"
 RUNS_FILE = "MATFORGE_RUNS_FILE"
 """Environment variable: a file that gets a line for every run that is begun."""
 _NOT_STORED = ("basedir", "quiet")
@@ -57,35 +67,6 @@ _NOT_STORED = ("basedir", "quiet")
 
 
 # ---------------------------------------------------------------- begin
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """What chores of a run get that do not say otherwise."""
-
-    policy: Policy = DEFAULT_POLICY
-    memory: int | None = None
-
-    def call(self, call: Call) -> Call:
-        """A call with the defaults filled in."""
-        if self == NO_DEFAULTS:
-            return call
-        return replace(call, policy=call.policy.over(self.policy), resources=self.resources(call.resources))
-
-    def entry(self, entry: Entry) -> Entry:
-        """A function with the defaults filled in, for what is spawned."""
-        return replace(
-            entry, policy=entry.policy.over(self.policy), resources=self.resources(entry.resources)
-        )
-
-    def resources(self, resources: Resources) -> Resources:
-        """Resources with the default memory."""
-        if self.memory is None or resources.memory is not None:
-            return resources
-        return replace(resources, memory=self.memory)
-
-
-NO_DEFAULTS = Defaults()
 
 
 def begin(
@@ -114,9 +95,9 @@ def begin(
         calls = [defaults.call(call) for call in calls]
         _check_fit(calls, executor)
         strategy = strategy or AdaptiveStrategy()
-        _check_functions(registry)
-        _check_names(strategy, registry)
-        frozen = _pickle_strategy(strategy)
+        check_functions(registry)
+        check_names(strategy, registry)
+        frozen = pickle_strategy(strategy)
         now = executor.now()
         run_dir = create_run_dir(settings.basedir, now)
         _note_run(run_dir)
@@ -125,7 +106,7 @@ def begin(
         store = RunStore(run_dir, layout=settings.layout)
         store.expected = len(calls)
         undo.callback(store.abandon)
-        functions = _functions(registry, defaults, store)
+        functions = put_functions(registry, defaults, store)
         store.put_function(STRATEGY_FILE, frozen)
         record = journal.Journal(run_dir / JOURNAL_NAME, sync_every_write=power)
         undo.callback(record.abandon)
@@ -194,76 +175,6 @@ def _executor(settings: Settings) -> Executor:
     )
 
 
-def _file_name(name: str, data: bytes) -> str:
-    return f"{slug(name)}-{content_key(data)[:10]}"
-
-
-def _check_functions(registry: ChoreRegistry) -> None:
-    """Find out before anything is made whether a function cannot be pickled."""
-    for name in registry:
-        _pickle_function(registry.get(name))
-
-
-def _check_names(strategy: FutureProcessingStrategy, registry: ChoreRegistry) -> None:
-    for name in strategy.chore_names():
-        if name not in registry:
-            raise UsageError(
-                f"The strategy {type(strategy).__name__} calls {name!r}, which is not a registered chore"
-                f"{nearest(name, registry)}."
-            )
-
-
-def _functions(registry: ChoreRegistry, defaults: Defaults, store: RunStore) -> dict[str, Entry]:
-    """Write the functions of a registry into the run."""
-    functions: dict[str, Entry] = {}
-    for name in registry:
-        entry = registry.get(name)
-        data = _pickle_function(entry)
-        functions[name] = defaults.entry(Entry.of(entry, store.put_function(_file_name(name, data), data)))
-    return functions
-
-
-def _described(functions: Mapping[str, Entry]) -> dict[str, Any]:
-    """Functions as the journal holds them."""
-    return {
-        name: [
-            entry.file,
-            entry.resources.as_dict(),
-            entry.id_name,
-            entry.policy.as_dict(),
-            *([entry.fingerprint] if entry.fingerprint else ()),
-        ]
-        for name, entry in functions.items()
-    }
-
-
-def _pickle_function(entry: Registration) -> bytes:
-    import cloudpickle
-
-    try:
-        data: bytes = cloudpickle.dumps(entry.func)
-    except Exception as error:  # pickling runs arbitrary code
-        raise UsageError(f"Chore {entry.qualname!r} cannot be pickled: {error}") from error
-    return data
-
-
-def _pickle_strategy(strategy: FutureProcessingStrategy) -> bytes:
-    import cloudpickle
-
-    module = sys.modules.get(type(strategy).__module__)
-    by_value = module is not None and getattr(module, "__matforge_file__", None) is not None
-    if by_value:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        data: bytes = cloudpickle.dumps(strategy)
-    except Exception as error:  # pickling runs arbitrary code
-        raise UsageError(f"The strategy {type(strategy).__name__} cannot be pickled: {error}") from error
-    finally:
-        if by_value:
-            cloudpickle.unregister_pickle_by_value(module)
-    return data
-
-
 def _run_record(
     run_dir: Path, settings: Settings, functions: Mapping[str, Entry], now: float
 ) -> dict[str, Any]:
@@ -276,7 +187,7 @@ def _run_record(
         "settings": {
             one.name: getattr(settings, one.name) for one in fields(settings) if one.name not in _NOT_STORED
         },
-        "functions": _described(functions),
+        "functions": described(functions),
         "sys_path": [p for p in sys.path if p],
     }
 
@@ -338,7 +249,7 @@ def reopen(
         maker = made or _executor(settings)
         undo.callback(maker.close, kill=True)
         if script is not None:
-            _check_names(script.strategy, script.registry)
+            check_names(script.strategy, script.registry)
             _check_fit([script.defaults.call(call) for _, call in script.calls], maker)
         epoch = 2 + sum(r["e"] == "resume" for r in records)
         power = settings.durability == "power"
@@ -354,14 +265,16 @@ def reopen(
         lost = salvage.look_over(run, records)
         swept = salvage.sweep_run(run)
         alias: dict[str, str] = {}
-        functions = _stored_functions(records)
+        sys.path += [path for path in first["sys_path"] if path not in sys.path]
+        stored = stored_functions(records)
+        functions = {name: as_it_is_now(run_dir, entry) for name, entry in stored.items()}
+        changed = [name for name, entry in functions.items() if entry != stored[name]]
         if script is not None:
-            functions |= _functions(script.registry, script.defaults, store)
-            record.append({"e": "functions", "functions": _described(functions)})
+            functions |= put_functions(script.registry, script.defaults, store)
+            record.append({"e": "functions", "functions": described(functions)})
             alias = _find_chores(run, script)
         # the epoch must be known before anything of it can be started
         run.flush(now)
-        sys.path += [path for path in first["sys_path"] if path not in sys.path]
         strategy = _strategy_again(run, script)
         fresh = not any(r["e"] == "decide" and r["o"] == "start" for r in records)
         session = _session(
@@ -374,6 +287,10 @@ def reopen(
         if lost:
             named = ", ".join(lost[:10])
             log.warning("%d results are missing or damaged and are made again: %s", len(lost), named)
+        if changed and script is None:
+            log.warning(
+                "the cache is not used for %s: modules that it needs have changed", ", ".join(changed)
+            )
         if swept:
             log.info("removed %d files of attempts that nobody had accepted", swept)
         session.start(undo)
@@ -393,20 +310,9 @@ def _find_chores(run: Run, script: Script) -> dict[str, str]:
 
 def _strategy_again(run: Run, script: Script | None) -> FutureProcessingStrategy:
     if script is None:
-        return _load_strategy(run.store.path, run.strategy_state)
-    run.store.put_function(STRATEGY_FILE, _pickle_strategy(script.strategy))
-    return _load_strategy(run.store.path, run.strategy_state)
-
-
-def _stored_functions(records: Sequence[Mapping[str, Any]]) -> dict[str, Entry]:
-    """The functions of a run, the latest of each name."""
-    functions: dict[str, Entry] = {}
-    for record in records:
-        if record["e"] in ("run", "functions"):
-            for name, (file_name, resources, id_name, policy, *more) in record["functions"].items():
-                wants, rules = Resources.from_dict(resources), Policy.from_dict(policy)
-                functions[name] = Entry(file_name, wants, id_name, rules, *more)
-    return functions
+        return load_strategy(run.store.path, run.strategy_state)
+    run.store.put_function(STRATEGY_FILE, pickle_strategy(script.strategy))
+    return load_strategy(run.store.path, run.strategy_state)
 
 
 @contextmanager
@@ -427,20 +333,6 @@ def _reopened_journal(run_dir: Path, tail: journal.Tail, sequence: int, power: b
         return journal.Journal.reopen(path, tail, sequence, sync_every_write=power)
     except OSError as error:
         raise StorageError(storage_sentence(path, error)) from error
-
-
-def _load_strategy(run_dir: Path, state: str | None) -> FutureProcessingStrategy:
-    """The strategy that the run began with, in the state that was journalled last."""
-    path = run_dir / OUT_NAME / "registry" / STRATEGY_FILE
-    try:
-        with path.open("rb") as file:
-            strategy: FutureProcessingStrategy = pickle.load(file)
-        thaw_state(strategy, state)
-    except Exception as error:  # unpickling runs arbitrary code
-        raise MatForgeError(
-            f"The strategy of the run cannot be loaded from {path}: {type(error).__name__}: {error}"
-        ) from error
-    return strategy
 
 
 def _first(run_dir: Path, records: list[dict[str, Any]], *, whole: bool = True) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from matforge.drawing import Graph
 from matforge.engine.store import find_run
 from matforge.future import RunFuture, as_completed
 from matforge.model import MatForgeError, OutputReference, UsageError
-from matforge.opening import Defaults, Script, begin, reopen
+from matforge.opening import Script, begin, reopen
 from matforge.policy import OnFailure, memory_bytes, policy_of
 from matforge.recording import Recording
 from matforge.session import Results, Session
 from matforge.settings import Settings, run_settings
+from matforge.stored import Defaults
 from matforge.strategy import AdaptiveStrategy, FutureProcessingStrategy, NonAdaptiveStrategy, made
 
 StrategyLike = FutureProcessingStrategy | type[FutureProcessingStrategy]

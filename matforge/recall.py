@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from matforge.chore import Chore, content_key
-from matforge.engine import graph, sketch
+from matforge.engine import graph, results, sketch
 from matforge.engine.cache import Cache, digest_at
 from matforge.engine.cache import Entry as CacheEntry
 from matforge.engine.locations import read
-from matforge.engine.results import LARGE
 from matforge.engine.run import Run
 from matforge.engine.store import OUT_NAME, RESULT_NAME
 from matforge.fingerprint import SEEDED
 from matforge.model import Attempt, Location
+from matforge.sources import Sources
 from matforge.steering import Entry
 
 log = logging.getLogger("matforge")
 
-KEY_VERSION = "matforge-cache-1"
+KEY_VERSION = "matforge-cache-2"
 _THREADS = 2
 
 
@@ -85,7 +85,9 @@ class Recall:
         self._seed_of = seed_of
         self._keys: dict[str, str] = {}
         """By chore id, of those that were looked for in vain."""
-        self._digests: dict[Location, str | None] = {}
+        self._digests: dict[Location, tuple[str, list[str]] | None] = {}
+        """By result: what it is, and whose code it names."""
+        self._sources = Sources()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
         self._complained = False
@@ -153,20 +155,28 @@ class Recall:
         payload = asked.payload
         if payload is None:
             payload = read(self._run.store.path, asked.chore.payload)
-        digests = [self._digest(where) for where in asked.inputs]
-        if None in digests:
-            return ""
-        seed = str(asked.seed) if asked.fingerprint.endswith(SEEDED) else ""
-        parts = [digest for digest in digests if digest is not None]
-        return content_key(KEY_VERSION, asked.fingerprint, seed, payload, *parts)
+        names = self._sources.named_in(payload)
+        digests: list[str] = []
+        for where in asked.inputs:
+            if (known := self._digest(where)) is None:
+                return ""
+            digests.append(known[0])
+            names += known[1]
+        # a pickle has functions and classes of modules by name, so it does not change when they do
+        code = self._sources.digest(names)
+        seed = str(asked.seed) if code or asked.fingerprint.endswith(SEEDED) else ""
+        return content_key(KEY_VERSION, asked.fingerprint, code, seed, payload, *digests)
 
-    def _digest(self, where: Location) -> str | None:
+    def _digest(self, where: Location) -> tuple[str, list[str]] | None:
         if where not in self._digests:
-            self._digests[where] = digest_at(self._run.store.path, where)
+            run_dir = self._run.store.path
+            found = digest_at(run_dir, where)
+            names = [] if found is None else self._sources.named_in(results.pickle_of(run_dir, where))
+            self._digests[where] = None if found is None else (found, names)
         return self._digests[where]
 
     def _take(self, entry: CacheEntry, asked: _Asked, cache: Cache) -> _Found | None:
-        if asked.directory is None and entry.length < LARGE:
+        if asked.directory is None and entry.length < results.LARGE:
             data = cache.read(entry)
             return None if data is None else _Found(entry, data=data)
         folder = asked.directory or f"{OUT_NAME}/{asked.chore.id}"

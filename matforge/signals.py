@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,7 +120,19 @@ def _on_end(signum: int, frame: Any) -> None:
             while not one.over:
                 one.join(1.0)
     _told = None
+    _tell(sessions)
     _leave(75)
+
+
+def _tell(sessions: list[Live]) -> None:
+    """Say what came of runs that a signal has ended: nobody else does, because the script ends here."""
+    for one in sessions:
+        try:
+            one.outcome()
+        except Exception as error:  # what it says is for people
+            # not through sys.stderr, in the middle of whose work the signal may have come
+            with suppress(OSError):
+                os.write(2, f"matforge: {error}\n".encode())
 
 
 def _leave(code: int) -> None:

@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matforge.chore import Call, Registration, check_nice, nearest, pack
@@ -25,6 +25,7 @@ from matforge.engine.run import Stop as StopStep
 from matforge.fingerprint import fingerprint
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
 from matforge.policy import DEFAULT_POLICY, Policy
+from matforge.sources import sources_of
 from matforge.strategy import (
     Cancel,
     Decision,
@@ -50,13 +51,18 @@ class Entry:
     policy: Policy = DEFAULT_POLICY
     fingerprint: str = ""
     """What the function is, if its results are shared between runs."""
+    sources: str = ""
+    """Digest of the user's own modules that its pickle takes by name, if it has a fingerprint."""
 
     @classmethod
-    def of(cls, registration: Registration, file: str) -> Entry:
-        """The entry for a registration whose function was pickled into ``file``."""
+    def of(cls, registration: Registration, file: str, data: bytes) -> Entry:
+        """The entry for a registration whose function was pickled, as ``data``, into ``file``."""
         rules = registration.policy
-        known = "" if rules.cache is None else fingerprint(registration.func, rules.cache)
-        return cls(file, registration.resources, registration.id_name, rules, known)
+        entry = cls(file, registration.resources, registration.id_name, rules)
+        if rules.cache is None:
+            return entry
+        known = fingerprint(registration.func, rules.cache)
+        return replace(entry, fingerprint=known, sources=sources_of(data))
 
 
 @dataclass(frozen=True, slots=True)

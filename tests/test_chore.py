@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -102,6 +106,36 @@ def test_a_reference_to_a_part_is_taken_out_by_the_worker() -> None:
     payload, found = pack((A["energy"][2:4], A["name"]))
     assert found == (A.chore_id,)
     assert unpack(payload, {"energy": [1, 2, 3, 4, 5], "name": "x"}) == ([3, 4], "x")
+
+
+def test_sets_are_packed_in_an_order_that_is_the_same_in_every_process() -> None:
+    program = (
+        "from matforge.chore import pack\n"
+        "value = {'a', 'bc', 'def', 'ghij', 1, None}, [{('x', 1), ('yz', 2)}], {'k': frozenset('mnop')}\n"
+        "print(pack((value, {}))[0].hex())"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(told) == 1
+    args, _ = pickle.loads(bytes.fromhex(told.pop()))
+    assert args == ({"a", "bc", "def", "ghij", 1, None}, [{("x", 1), ("yz", 2)}], {"k": frozenset("mnop")})
+
+
+def test_what_is_in_two_places_stays_one_beside_sets() -> None:
+    words, numbers = {"a", "bc"}, [1, 2]
+    around: list[Any] = [words, words]
+    around.append(around)
+    holder = SimpleNamespace(numbers=numbers)
+    (one, two, three, held), _ = pickle.loads(pack(((words, around, numbers, holder), {}))[0])
+    assert one == words
+    assert two[0] is two[1] is one
+    assert two[2] is two
+    assert held.numbers is three
 
 
 def test_a_container_that_holds_itself_is_packed() -> None:

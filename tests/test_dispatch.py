@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from matforge.chore import Call
+from matforge.chore import Call, ChoreSpec
 from matforge.dispatch import GRACE_S
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.model import ChoreState, Failure, FailureKind, Resources, RunState, UsageError
+from matforge.opening import reopen
 from matforge.policy import Policy
 from matforge.session import Session
+from matforge.strategy import Cancel, Decision, Event, FutureProcessingStrategy, Spawn, View
 from tests.harness import call, completed_in, killed_after, outcome, play, records, ref, resume, scratch
 
 
@@ -156,6 +158,47 @@ def test_a_stop_that_the_driver_died_before_is_made_up_for(folder: Path) -> None
     assert executor.history == []
 
 
+class Eager(FutureProcessingStrategy):
+    """Wants another chore for each that has completed."""
+
+    def on_event(self, view: View, event: Event) -> Iterator[Decision]:
+        if event.ok:
+            yield Spawn(ChoreSpec((view.completed,), qualname="work"))
+
+
+def test_after_a_failure_that_stops_the_run_neither_a_strategy_nor_a_retry_starts_anything(
+    folder: Path,
+) -> None:
+    times = {"bad": 10.0, "work": 30.0, "flaky": 20.0}
+
+    def behaviour(task: Task) -> Outcome:
+        if task.name == "work":
+            return Outcome(times[task.name], 1)
+        return Outcome(times[task.name], failure=Failure(FailureKind.EXCEPTION, "no"))
+
+    calls = [with_policy(call("bad"), on_failure="stop"), with_policy(call("flaky"), retries=3), call("work")]
+    session, executor = play(folder, [*calls, call("work", 2)], behaviour, Eager(), workers=3)
+    assert session.wait(60) is RunState.FAILED
+    assert [a.chore_id for a in executor.history] == ["chore-bad-0001", "chore-flaky-0002", "chore-work-0003"]
+    counts = session.engine.graph.counts
+    assert (counts[ChoreState.COMPLETED], counts[ChoreState.FAILED]) == (1, 1)
+    assert counts[ChoreState.CANCELLED] == 3
+    expected = outcome(session)
+    found = records(session.run_dir)
+    begun = next(n for n, r in enumerate(found) if r["e"] == "submitted") + 1
+    at = next(n for n, r in enumerate(found) if r["e"] == "end" and r["s"] == "failed") + 1
+    for count in range(begun, len(found)):
+        copy = killed_after(session.run_dir, count, folder / f"copy-{count}")
+        again, executor = resume(copy, behaviour)
+        assert again.wait(60) is RunState.FAILED
+        if count >= at:  # what had begun and nobody knows the end of is started again by nobody
+            assert executor.history == []
+        assert {k: v for k, v in outcome(again).items() if v[0] == "failed"} == {
+            k: v for k, v in expected.items() if v[0] == "failed"
+        }
+        shutil.rmtree(copy)
+
+
 # ---------------------------------------------------------------- storage
 
 
@@ -228,6 +271,38 @@ def test_what_is_not_declared_is_learned_from_chores_of_the_same_name(folder: Pa
     assert len(executor.history) == 3
 
 
+def test_what_an_earlier_driver_has_learned_is_known_to_the_next(folder: Path) -> None:
+    session, _ = play(folder, [call("long", n) for n in range(20)], lasting(60.0), workers=1)  # type: ignore[arg-type]
+    session.wait(60)
+    found = records(session.run_dir)
+    at = next(n for n, r in enumerate(found) if r["e"] == "end") + 1
+    copy = killed_after(session.run_dir, at, folder / "copy")
+    executor = SimulatedExecutor(lasting(60.0), workers=1, lasts_s=65.0)  # type: ignore[arg-type]
+    again = reopen(copy, made=executor, quiet=True)
+    assert again.wait(60) is RunState.INTERRUPTED
+    assert executor.history == []
+
+
+def test_a_run_that_waits_for_nothing_but_what_is_too_late_ends_although_some_of_it_was_cancelled(
+    folder: Path,
+) -> None:
+    calls = [with_policy(call("long", n), expected=500.0) for n in range(3)]
+    calls.append(with_policy(call("short"), expected=10.0))
+    executor = SimulatedExecutor(lasting(10.0), workers=1, lasts_s=400.0)  # type: ignore[arg-type]
+    session, _ = play(folder, calls, executor=executor, strategy=CancelsTheFirst())
+    assert session.wait(60) is RunState.INTERRUPTED
+    assert executor.now() - 1.7e9 < 50.0
+    assert session.engine.graph.counts[ChoreState.CANCELLED] == 1
+
+
+class CancelsTheFirst(FutureProcessingStrategy):
+    """Wants no more of the first chore once another has ended."""
+
+    def on_event(self, view: View, event: Event) -> Iterator[Decision]:
+        if event.ok:
+            yield Cancel("chore-long-0001")
+
+
 def test_shorter_chores_go_on_when_long_ones_are_too_late(folder: Path) -> None:
     calls = [with_policy(call("long", n), expected=100.0) for n in range(2)]
     calls += [with_policy(call("short", n), expected=10.0) for n in range(4)]
@@ -246,6 +321,30 @@ def test_what_still_runs_at_the_end_is_stopped_in_time_and_tried_again_later(fol
     assert executor.now() == pytest.approx(1.7e9 + 300.0 - GRACE_S, abs=1.0)
     again, _ = resume(session.run_dir, lasting(1.0))  # type: ignore[arg-type]
     assert again.wait(60) is RunState.COMPLETED
+
+
+def test_allocations_of_two_fifths_of_the_time_finish_a_run_in_three_and_nothing_runs_twice(
+    folder: Path,
+) -> None:
+    def behaviour(task: Task) -> Outcome:
+        return Outcome(4.0 + task.seed % 20, task.seed % 9)
+
+    calls = [call("work", n) for n in range(150)]
+    whole = SimulatedExecutor(behaviour, workers=3)
+    undisturbed, _ = play(folder / "undisturbed", calls, executor=whole)
+    assert undisturbed.wait(60) is RunState.COMPLETED
+    lasts = 0.4 * (whole.now() - 1.7e9)
+    executors = [SimulatedExecutor(behaviour, workers=3, lasts_s=lasts) for _ in range(3)]
+    session, _ = play(folder / "restarted", calls, executor=executors[0])
+    states = [session.wait(60)]
+    for executor in executors[1:]:
+        session = reopen(session.run_dir, made=executor, quiet=True)
+        states.append(session.wait(60))
+    assert states == [RunState.INTERRUPTED, RunState.INTERRUPTED, RunState.COMPLETED]
+    assert outcome(session) == outcome(undisturbed)
+    # not even begun twice: nothing had to be stopped
+    begun = [attempt.chore_id for executor in executors for attempt in executor.history]
+    assert sorted(begun) == sorted(session.engine.records)
 
 
 def test_a_run_that_ends_in_time_does_not_notice(folder: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +115,141 @@ def test_a_module_of_the_users_own_counts_by_what_is_taken_from_it(
     assert with_module("other", "RATE = 3\n") != with_module("one", "RATE = 2\n")
 
 
+CHANGES = {
+    "a list of a class": ("class C:\n    t = [1, 2]\ndef f(i):\n    return C.t[i]\n", "2]", "3]"),
+    "a member of an enumeration": (
+        "import enum\nclass C(enum.Enum):\n    A = 1\ndef f():\n    return C.A.value\n", "A = 1", "A = 2",
+    ),
+    "a cached method": (
+        "import functools\nclass C:\n    @functools.lru_cache\n    def m(self):\n        return 1\n"
+        "def f():\n    return C().m()\n", "return 1", "return 2",
+    ),
+    "a cached property": (
+        "import functools\nclass C:\n    @functools.cached_property\n    def m(self):\n        return 1\n"
+        "def f():\n    return C().m\n", "return 1", "return 2",
+    ),
+    "a bound argument of a method": (
+        "from functools import partialmethod\nclass C:\n    def m(self, k):\n        return k\n"
+        "    n = partialmethod(m, 1)\ndef f():\n    return C().n()\n", "(m, 1)", "(m, 2)",
+    ),
+    "a class in a class": (
+        "class C:\n    class D:\n        def m(self):\n            return 1\n"
+        "def f():\n    return C.D().m()\n",
+        "return 1", "return 2",
+    ),
+    "a descriptor": (
+        "class D:\n    def __get__(self, one, kind):\n        return 1\nclass C:\n    a = D()\n"
+        "def f():\n    return C().a\n", "return 1", "return 2",
+    ),
+    "a metaclass": (
+        "class M(type):\n    def __call__(cls):\n        return 1\nclass C(metaclass=M):\n    pass\n"
+        "def f():\n    return C()\n", "return 1", "return 2",
+    ),
+    "one of several implementations": (
+        "import functools\n@functools.singledispatch\ndef g(x):\n    return 0\n@g.register(int)\ndef _(x):\n"
+        "    return 1\ndef f(x):\n    return g(x)\n", "return 1", "return 2",
+    ),
+    "the state of an object that cannot be pickled": (
+        "from types import SimpleNamespace\no = SimpleNamespace(g=lambda x: x, k=1)\ndef f(x):\n"
+        "    return o.k * o.g(x)\n", "k=1", "k=2",
+    ),
+    "a function in an object": (
+        "from collections import OrderedDict\ndef g():\n    return 1\nt = OrderedDict(a=g)\ndef f():\n"
+        "    return t['a']()\n", "return 1", "return 2",
+    ),
+    "the factory of a dictionary": (
+        "from collections import defaultdict\nt = defaultdict(lambda: 1)\ndef f(x):\n    return t[x]\n",
+        ": 1", ": 2",
+    ),
+    "a method of a kind of number": (
+        "class N(int):\n    def m(self):\n        return 1\nn = N(3)\ndef f():\n    return n.m()\n",
+        "return 1", "return 2",
+    ),
+    "what a decorator that is an object holds": (
+        "import functools\nclass W:\n    def __init__(self, g):\n        functools.update_wrapper(self, g)\n"
+        "        self.k = 1\n    def __call__(self, x):\n        return self.k * self.__wrapped__(x)\n"
+        "@W\ndef g(x):\n    return x\ndef f(x):\n    return g(x)\n", "self.k = 1", "self.k = 2",
+    ),
+    "an attribute of a function": ("def f():\n    return f.k\nf.k = 1\n", "f.k = 1", "f.k = 2"),
+    "an attribute with a slot": (
+        "class C:\n    __slots__ = ('a',)\n    def __init__(self, a):\n        self.a = a\no = C(1)\n"
+        "def f():\n    return o.a\n", "C(1)", "C(2)",
+    ),
+    "a number of many digits": ("k = 10**5000\ndef f():\n    return k\n", "5000", "5001"),
+    "how numba compiles": (
+        "import numba\n@numba.njit(fastmath=True)\ndef g(x):\n    return x\ndef f(x):\n    return g(x)\n",
+        "=True", "=False",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_whatever_a_function_uses_counts(what: str) -> None:
+    source, old, new = CHANGES[what]
+    changed = source.replace(old, new)
+    assert changed != source
+    assert fingerprint(made(source)) == fingerprint(made(source))
+    assert fingerprint(made(changed)) != fingerprint(made(source))
+
+
+MODULES = {
+    "a module in a package": (
+        "import a_package.part\ndef f(x):\n    return a_package.part.g(x)\n",
+        {"a_package/__init__.py": "", "a_package/part.py": "def g(x):\n    return x + 1\n"},
+    ),
+    "a module that is imported when it is called": (
+        "def f(x):\n    import a_module\n    return a_module.g(x)\n",
+        {"a_module.py": "def g(x):\n    return x + 1\n"},
+    ),
+    "a function that is imported when it is called": (
+        "def f(x):\n    from a_package.part import g\n    return g(x)\n",
+        {"a_package/__init__.py": "", "a_package/part.py": "def g(x):\n    return x + 1\n"},
+    ),
+    "what such a module imports": (
+        "def f(x):\n    from a_package import part\n    return part.g(x)\n",
+        {
+            "a_package/__init__.py": "",
+            "a_package/part.py": "from .other import h\ndef g(x):\n    return h(x)\n",
+            "a_package/other.py": "def h(x):\n    return x + 1\n",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MODULES)
+def test_a_module_of_the_users_own_counts_wherever_it_is_imported(what: str, tmp_path: Path) -> None:
+    source, files = MODULES[what]
+
+    def in_a_new_process(folder: str, change: Callable[[str], str]) -> str:
+        for name, text in files.items():
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(change(text))
+        script = tmp_path / folder / "script.py"
+        script.write_text(f"{source}\nfrom matforge.fingerprint import fingerprint\nprint(fingerprint(f))\n")
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    as_it_was = in_a_new_process("one", lambda text: text)
+    assert in_a_new_process("two", lambda text: f"# said for people\n{text}") == as_it_was
+    assert in_a_new_process("three", lambda text: text.replace("+ 1", "+ 2")) != as_it_was
+
+
+def test_an_object_that_holds_a_set_is_the_same_in_every_process() -> None:
+    source = "class C:\n    s = {'a', 'bc', 'def'}\nfrom types import SimpleNamespace\n" + (
+        "o = SimpleNamespace(s={'a', 'bc', ('d', 'e')})\ndef f(x):\n    return x in o.s or x in C.s\n"
+    )
+    program = f"{source}\nfrom matforge.fingerprint import fingerprint\nprint(fingerprint(f))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -119,6 +257,8 @@ def test_a_module_of_the_users_own_counts_by_what_is_taken_from_it(
         "from matforge import seed\ndef f():\n    return seed()\n",
         "import os\ndef f():\n    return os.environ['MATFORGE_SEED']\n",
         "from matforge import seed\ndef g():\n    return seed()\ndef f():\n    return g()\n",
+        "def f():\n    import matforge\n    return matforge.seed()\n",
+        "def f():\n    from matforge import seed\n    return seed()\n",
     ],
 )
 def test_a_function_that_asks_for_its_seed_is_known(source: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +143,65 @@ def test_a_run_that_is_killed_at_any_record_resumes_without_calling_anything(tmp
 def records_before_the_end(run_dir: Path) -> int:
     """Records without which the script would have to be run again."""
     return next(i for i, r in enumerate(records(run_dir)) if r["e"] == "submitted") + 1
+
+
+SCRIPT = """
+import a_helper
+from matforge import Pipeline
+
+pipe = Pipeline({base!r}, workers=1, layout={layout!r})
+double = pipe.chore("double", cache=True)(a_helper.double)
+model = pipe.chore("model", cache=True)(lambda: a_helper.Model())
+use = pipe.chore("use", cache=True)(lambda model: model.predict())
+call = pipe.chore("call", cache=True)(lambda function, x: function(x))
+made = [double(3), use(model()), use(a_helper.Model()), call(a_helper.double, 3)]
+pipe.submit(quiet=True).result()
+print([one.result() for one in made])
+"""
+HELPER = """
+def double(x):
+    return 2 * x
+class Model:
+    def predict(self):
+        return 10
+"""
+
+
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_changed_code_behind_an_argument_or_a_result_misses(tmp_path: Path, layout: str) -> None:
+    def run(helper: str) -> str:
+        (tmp_path / "a_helper.py").write_text(helper)
+        (tmp_path / "script.py").write_text(SCRIPT.format(base=str(tmp_path / "runs"), layout=layout))
+        command = [sys.executable, "-B", str(tmp_path / "script.py")]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def attempts() -> list[str]:
+        run_dir = max((tmp_path / "runs").glob("matforge*"), key=lambda path: path.stat().st_mtime_ns)
+        return ["cached" if "k" in r else "made" for r in records(run_dir) if r["e"] == "end"]
+
+    assert run(HELPER) == "[6, 10, 10, 6]\n"
+    assert run(f"# the same\n{HELPER}") == "[6, 10, 10, 6]\n"
+    assert attempts() == 5 * ["cached"]
+    assert run(HELPER.replace("2 * x", "3 * x").replace("10", "11")) == "[9, 11, 11, 9]\n"
+
+
+def test_a_resume_with_changed_code_leaves_nothing_under_the_name_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "changing_helper.py").write_text("def f(x):\n    return x + 1\n")
+    pipe = Pipeline(tmp_path / "runs", workers=1)
+    add = pipe.chore("add", cache=True)(importlib.import_module("changing_helper").f)
+    add(1)
+    future = pipe.submit(quiet=True)
+    future.result(60)
+    begun = killed_after(future.run_dir, records_before_the_end(future.run_dir), tmp_path / "runs" / "begun")
+    shutil.rmtree(tmp_path / "runs" / FOLDER)
+    (tmp_path / "changing_helper.py").write_text("def f(x):\n    return x + 20\n")
+    session = opening.reopen(begun, quiet=True)
+    session.wait(60)
+    assert session.read_result("chore-add-0001") == 21
+    assert not (tmp_path / "runs" / FOLDER).exists()
 
 
 def test_entries_say_what_they_are(tmp_path: Path) -> None:

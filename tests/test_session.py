@@ -606,15 +606,18 @@ def run_script(folder: Path, sent: signal.Signals, when: str = "") -> subprocess
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_ends_the_run_cleanly_and_it_can_be_resumed(folder: Path, sent: signal.Signals) -> None:
     ended = run_script(folder, sent)
     assert "not interrupted" not in ended.stdout
-    if sent is signal.SIGTERM:
-        assert ended.returncode == 75, ended.stderr
-    else:
-        assert "KeyboardInterrupt" in ended.stderr
     (run_dir,) = folder.iterdir()
+    if sent is signal.SIGINT:
+        assert "KeyboardInterrupt" in ended.stderr
+    else:
+        assert ended.returncode == 75, ended.stderr
+        (sentence,) = ended.stderr.splitlines()
+        assert sentence.startswith(f"matforge: The run was interrupted ({sent.name}; ")
+        assert f"`matforge resume {run_dir.resolve()}`" in sentence
     assert read_status(run_dir)["workflow"]["state"] == "interrupted"
     assert not (run_dir / LOCK_NAME).exists()
     done = completed_in(records(run_dir))

@@ -12,7 +12,7 @@ from matforge.model import Resources
 QUEUED_WORK_S = 0.05
 """Seconds of work that agents should hold beyond what runs, so that no slot waits for the driver."""
 SHORT_S = 1.0
-"""Seconds: what a chore may take of which some wait at the agents although the allocation ends."""
+"""Seconds: what a chore may take of which some wait at the agents although they are handed out with care."""
 MAX_DEPTH_PER_CORE = 256
 """Chores per core that may wait at the agents at most, however short they are."""
 
@@ -29,7 +29,7 @@ def why_unfit(resources: Resources, total_cores: int, total_gpus: int, node_memo
     return ""
 
 
-def queue_depth(mean_wall_s: float | None, total_cores: int, *, ending: bool = False) -> int:
+def queue_depth(mean_wall_s: float | None, total_cores: int, *, careful: bool = False) -> int:
     """Cores' worth of chores to keep at the agents beyond what runs.
 
     Parameters
@@ -38,11 +38,12 @@ def queue_depth(mean_wall_s: float | None, total_cores: int, *, ending: bool = F
         Recent mean duration of a chore; None before the first has ended.
     total_cores : int
         Cores of the allocation.
-    ending : bool
-        Whether the allocation has an end: then chores that are not known to be short are handed out
-        one at a time, because whether one can still finish is only known when it starts.
+    careful : bool
+        Whether chores that are not known to be short are handed out one at a time: because the
+        allocation has an end, and whether one can still finish is only known when it starts, or
+        because a failure may stop the run, and what waits at an agent would start all the same.
     """
-    if ending and (mean_wall_s is None or mean_wall_s > SHORT_S):
+    if careful and (mean_wall_s is None or mean_wall_s > SHORT_S):
         return 0
     if mean_wall_s is None:
         return total_cores

@@ -99,6 +99,8 @@ class Replay:
         chore_id, number = record["id"], record.get("n", 0)
         self._restart(chore_id, number)
         facts = Facts(number, report=record.get("p", {}), cached=record.get("k", ""))
+        if "u" in record:
+            self._run.note_wall(self._run.records[chore_id].chore.name, record["u"][3])
         if record["s"] == ChoreState.COMPLETED.value:
             self._run.records[chore_id].result = Location.from_list(record["r"])
             self._run.handle(Succeeded(chore_id, number), facts)

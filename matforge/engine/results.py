@@ -221,6 +221,28 @@ def view(run_dir: Path, where: Location) -> memoryview | None:
         raise unreadable(run_dir, where, error) from error
 
 
+def pickle_of(run_dir: Path, where: Location) -> memoryview:
+    """The pickle of a result, without its large buffers, as pages that are read when they are touched.
+
+    Raises
+    ------
+    DamagedError
+        If the file is missing, unreadable or too short, or its head is damaged.
+    """
+    path = run_dir / where.path
+    mapped = view(run_dir, where)
+    if mapped is not None and (head := open_head(mapped, path)) is not None:
+        return head.pickle
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < _end(where):
+                raise DamagedError(f"{path} ends at byte {size}, before byte {_end(where)}.")
+            return memoryview(_mapped(file.fileno(), size))[where.offset : _end(where)]
+    except OSError as error:
+        raise unreadable(run_dir, where, error) from error
+
+
 def loads(data: memoryview | bytes, path: Path) -> Any:
     """The value in the bytes of a result; ``path`` is for messages.
 

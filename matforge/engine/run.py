@@ -61,6 +61,9 @@ class Stop:
     reason: str = ""
 
 
+STOP = "stop:"
+"""At the beginning of the name of the decision to stop, before the id of the chore that failed."""
+
 Change = Cancelled | Reprioritised | Stop
 """A decision that adds nothing."""
 Step = Call | Change
@@ -121,6 +124,10 @@ class Run:
         """GPUs of the chores that are RUNNING."""
         self.memory_in_flight = 0
         """Bytes that chores that are RUNNING have declared."""
+        self.longest: dict[str, float] = {}
+        """Longest wall time (seconds) so far, by name of the chores; of earlier drivers, too."""
+        self.may_stop = False
+        """Whether there is a chore whose failure stops the run."""
         self.plan: Plan | None = None
         """A large answer that is being carried out; meanwhile no other is applied and no chore added."""
         self.origins: set[str] = set()
@@ -209,6 +216,7 @@ class Run:
         if (tally := self.tally.get(chore.name)) is None:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
+        self.may_stop = self.may_stop or chore.policy.stops
         self._events += 1
         cached = chore.policy.cache is not None and chore.function is not None
         retries = chore.policy.retries or 0
@@ -232,6 +240,10 @@ class Run:
         if change := counts[RUNNING] - running:
             self._occupy(event.id, change)
         return instructions
+
+    def note_wall(self, name: str, wall_s: float) -> None:
+        """An attempt of a chore of this name took so long (seconds)."""
+        self.longest[name] = max(wall_s, self.longest.get(name, 0.0))
 
     def _occupy(self, chore_id: str, change: int) -> None:
         resources = self.records[chore_id].chore.resources
@@ -397,7 +409,12 @@ class Run:
         """Chores whose failure should have stopped the run, where the driver died in between."""
         failed = [n.id for n in self.graph.nodes.values() if n.state is ChoreState.FAILED]
         chores = [self.records[name].chore for name in failed]
-        return [c for c in chores if c.policy.stops and f"stop:{c.id}" not in self.origins]
+        return [c for c in chores if c.policy.stops and f"{STOP}{c.id}" not in self.origins]
+
+    @property
+    def unstarted(self) -> bool:
+        """Whether there are chores that are not RUNNING and have not ended."""
+        return bool(self.graph.counts[READY] or self.graph.counts[ChoreState.BLOCKED])
 
     # -- writing
 
@@ -568,8 +585,7 @@ class Run:
         return chore
 
     def _unstarted(self) -> list[str]:
-        counts = self.graph.counts
-        if not counts[READY] and not counts[ChoreState.BLOCKED]:
+        if not self.unstarted:
             return []
         return [i for i, n in self.graph.nodes.items() if n.state in (READY, ChoreState.BLOCKED)]
 

@@ -11,8 +11,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,80 @@ def test_a_journal_that_may_not_grow_any_more_stops_the_run_at_any_record(folder
     assert stopped >= 10
 
 
+@dataclass
+class Quota:
+    """A folder with a quota that counts for root, too: a subvolume of Btrfs."""
+
+    path: Path
+    number: str
+
+    def limit(self, size: str) -> None:
+        """From now on so many bytes are allowed (``none``: any number)."""
+        whole = str(self.path.parent)  # the folder itself may have no room even for that
+        # what was written and not committed counts by guess
+        subprocess.run(["btrfs", "filesystem", "sync", whole], check=True, capture_output=True)
+        subprocess.run(["btrfs", "qgroup", "limit", size, f"0/{self.number}", whole], check=True)
+
+
+@pytest.fixture
+def quota() -> Iterator[Quota]:
+    """A folder with a quota, on a disk that has space."""
+    missing = [tool for tool in ("mkfs.btrfs", "btrfs") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"there is no file system with a quota here: {', '.join(missing)} not installed")
+    with tempfile.TemporaryDirectory(prefix="t-") as folder:
+        image, mount = Path(folder) / "image", Path(folder) / "mount"
+        mount.mkdir()
+        with image.open("wb") as file:
+            file.truncate(256 << 20)
+        subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True, capture_output=True)
+        mounted = subprocess.run(
+            ["mount", "-o", "loop", str(image), str(mount)], capture_output=True, text=True
+        )
+        if mounted.returncode != 0:
+            pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
+        try:
+            subprocess.run(["btrfs", "quota", "enable", str(mount)], check=True)
+            subprocess.run(["btrfs", "-q", "subvolume", "create", str(mount / "runs")], check=True)
+            number = ["btrfs", "inspect-internal", "rootid", str(mount / "runs")]
+            found = subprocess.run(number, capture_output=True, text=True, check=True)
+            yield Quota(mount / "runs", found.stdout.strip())
+        finally:
+            subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+@pytest.mark.parametrize("layout", ["full", "packed"])
+def test_a_quota_that_is_used_up_stops_the_run_and_it_is_gone_on_with(
+    folder: Path, quota: Quota, layout: str
+) -> None:
+    _, expected = undisturbed(folder, layout=layout)
+    fill = quota.path / "fill"
+    found = []
+    for kept in range(0, 1024, 16):  # KiB that are left of a MiB
+        quota.limit("none")
+        fill.write_bytes(os.urandom((1024 - kept) << 10))
+        quota.limit("1M")
+        settings = Settings(quota.path / "runs", quiet=True, log_delay=0.5, layout=layout)
+        session = None
+        with contextlib.suppress(StorageError, UsageError):
+            session = begin(
+                settings, registry(*NAMES), calls(), Everything(LAST), executor=Refused(behave, workers=3)
+            )
+        state = session.wait(60) if session is not None else None
+        quota.limit("none")
+        if session is not None and state is RunState.INTERRUPTED:
+            assert "your quota is used up; free some space" in str(session.manager.problem)
+            check_resumed(resume(session.run_dir, behave)[0], expected)
+        found.append(state)
+        shutil.rmtree(quota.path / "runs", ignore_errors=True)
+        if state is RunState.FAILED:  # as the undisturbed run
+            assert session is not None
+            break
+    assert found[0] is None
+    assert RunState.INTERRUPTED in found
+    assert found[-1] is RunState.FAILED
+
+
 LARGE = """
 from matforge import Pipeline
 
@@ -162,24 +237,41 @@ print(pipe.submit(quiet=True).result()[length.chore_id])
 """
 
 
-def test_commands_leave_with_75_when_the_disk_is_full_and_resume_goes_on(disk: Path, tmp_path: Path) -> None:
+def stopped_from_the_shell(base: Path, sentence: str, free: Callable[[], object], tmp_path: Path) -> None:
+    """Real processes: the run stops with this sentence, and is gone on with once there is space."""
+
     def matforge(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "matforge", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
 
     (tmp_path / "script.py").write_text(LARGE)
-    begun = matforge("run", "--dir", str(disk), "--workers", "1", "script.py")
+    begun = matforge("run", "--dir", str(base), "--workers", "1", "script.py")
     assert begun.returncode == 75, begun.stderr
-    assert "the disk is full; free some space" in begun.stderr
+    assert sentence in begun.stderr
     assert "Traceback" not in begun.stderr
-    assert matforge("resume", str(disk)).returncode == 75
-    subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-    gone_on = matforge("resume", str(disk))
+    assert matforge("resume", str(base)).returncode == 75
+    free()
+    gone_on = matforge("resume", str(base))
     assert gone_on.returncode == 0, gone_on.stderr
-    (run_dir,) = disk.glob("matforge*")
+    (run_dir,) = base.glob("matforge*")
     assert pickle.loads((run_dir / "out/chore-length-0003/result.pickle").read_bytes()) == 3_000_000
     tried = [r["id"] for r in records(run_dir) if r["e"] == "retry"]
     assert set(tried) == {"chore-large-0002"}
+
+
+def test_commands_leave_with_75_when_the_disk_is_full_and_resume_goes_on(disk: Path, tmp_path: Path) -> None:
+    def larger() -> None:
+        subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+
+    stopped_from_the_shell(disk, "the disk is full; free some space", larger, tmp_path)
+
+
+def test_commands_leave_with_75_when_the_quota_is_used_up_and_resume_goes_on(
+    quota: Quota, tmp_path: Path
+) -> None:
+    quota.limit("1M")
+    sentence = "the quota is used up; free some space"
+    stopped_from_the_shell(quota.path, sentence, lambda: quota.limit("none"), tmp_path)
 
 
 SCRIPT = [call("a"), call("b", ref("a", 1)), call("c", ref("b", 2))]
