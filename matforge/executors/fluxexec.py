@@ -245,6 +245,7 @@ class FluxExecutor:
         if now >= self._looked:
             self._looked = now + min(0.5, self._lease / 10)
             self._fleet.look_after(now)
+            self._lanes.changed |= self._fleet.rested(now)
             if self._waits_for_others and now > self._waits_for_others:
                 self._waits_for_others = 0.0
                 self._broker.refresh()
