@@ -180,13 +180,21 @@ def flux_command(timeout: float) -> Check:
     return Check("flux", WARNING, f"installed, but no broker answers ({said})", advice)
 
 
+_BINDINGS = """
+import sys
+from matforge.executors import flux
+where, trouble = flux.bindings()
+print(where or trouble)
+sys.exit(bool(trouble))
+"""
+
+
 def flux_bindings(timeout: float) -> Check:
-    """Whether this Python can speak to Flux."""
-    code, said = ask([sys.executable, "-c", "import flux.job; print(flux.__file__)"], timeout)
+    """Whether this Python can speak to Flux, with the bindings that a run would take."""
+    code, said = ask([sys.executable, "-c", _BINDINGS], timeout)
     if code == 0:
         return Check("flux bindings", OK, said)
-    advice = "Needed with Flux only: pip install 'matforge[flux]', in the version of `flux version`."
-    return Check("flux bindings", MISSING, said or "they cannot be imported", advice)
+    return Check("flux bindings", MISSING, said or "they cannot be imported", "Needed with Flux only.")
 
 
 def slurm() -> Check:

@@ -28,6 +28,9 @@ slow file system."""
 RESTARTS = 3
 """So many agents of a node that end within a minute, with no chore finished in between, are enough."""
 RESTART_WINDOW_S = 60.0
+PAUSE_S = 1.0
+"""When Flux itself has ended an agent's job, perhaps because the node is lost, its scheduler goes on
+for a tenth of a second to place jobs there, which end at once."""
 _BEAT = encode({"t": "beat"})
 
 
@@ -91,6 +94,8 @@ class Fleet:
         self._start_s = start_s
         self._count = 0
         self._ends: dict[int, deque[float]] = {}
+        self._pauses: dict[int, float] = {}
+        """Nodes on which no agent is started yet, and until when (monotonic)."""
         self._beaten = 0.0
         for path in home.glob("agent-*.json"):
             path.unlink()  # of a driver that was killed: keys that open nothing any more
@@ -99,7 +104,7 @@ class Fleet:
 
     def staff(self, reserved: Iterable[int], key: Callable[[], int]) -> None:
         """Start agents on what nobody holds, except where a job is about to be placed."""
-        kept = set(reserved)
+        kept = {*reserved, *self._pauses}
         for node in self._nodes.values():
             if not node.up or node.rank in kept or node.rank in self.given_up:
                 continue
@@ -143,6 +148,8 @@ class Fleet:
         elif event.name == "exception" and not context.get("severity"):
             words = f"{context.get('type')}: {str(context.get('note', '')).strip().rstrip('.')}"
             self._ended(agent, f"Flux has ended its agent's job ({words.removesuffix(': ')})", now)
+            if context.get("type") == "exec":
+                self._pauses[agent.node.rank] = now + PAUSE_S
         elif event.name == "refused":
             self._ended(agent, f"Flux does not take its agent's job: {context.get('note')}", now)
         if event.name in ("clean", "refused"):
@@ -160,6 +167,16 @@ class Fleet:
         for agent in list(self.agents.values()):
             if agent.node.rank in gone:
                 self.lose(agent, "Flux has lost the node", now)
+        for rank in gone:  # when it is back, it is as good as new
+            self._ends.pop(rank, None)
+            self.given_up.pop(rank, None)
+
+    def rested(self, now: float) -> bool:
+        """Whether agents may be started again where they could not a while ago."""
+        over = [rank for rank, until in self._pauses.items() if now > until]
+        for rank in over:
+            del self._pauses[rank]
+        return bool(over)
 
     def leave(self, nodes: Iterable[Node]) -> None:
         """Let agents of drained nodes finish what they have, and end."""

@@ -28,6 +28,8 @@ from matforge.model import UsageError
 
 NEEDED = "0.72"
 """The first version whose bindings follow the resource journal."""
+WHEEL = "0.83"
+"""The first whose wheel has all parts of them; a site's own Flux has them from the start."""
 OPEN_S = 30.0
 """Seconds until a broker must have answered."""
 SETTLE_S = 0.05
@@ -48,11 +50,15 @@ def trouble() -> str:
             "There is no Flux broker here (FLUX_URI is not set). Start one with `flux start COMMAND`, "
             "in a Slurm allocation with `srun flux start COMMAND`, or use `matforge launch`."
         )
+    return bindings()[1]
+
+
+def bindings() -> tuple[str, str]:
+    """Where the bindings are, and one sentence on why they cannot be used; one of the two is empty."""
     try:
-        _bindings()
+        return str(_bindings().__file__), ""
     except ImportError as error:
-        return _import_sentence(error)
-    return ""
+        return "", _import_sentence(error)
 
 
 def _bindings() -> Any:
@@ -84,8 +90,18 @@ def _site_folders() -> list[str]:
     return []
 
 
+_INSTALLED_AS = {"_cffi_backend": "cffi", "yaml": "PyYAML"}
+"""Packages whose distribution has another name."""
+
+
 def _import_sentence(error: ImportError) -> str:
     name = error.name or ""
+    if "undefined symbol" in str(error) or "version `" in str(error):
+        return (
+            "Flux's Python bindings and its library are of different versions "
+            f"({str(error).rpartition('/')[2]}); install the bindings in the version that `flux version` "
+            "tells, or use the site's own."
+        )
     if "libflux" in str(error):
         return (
             f"Flux's Python bindings are here, but its library is not ({str(error).split(':')[0]} is not "
@@ -103,7 +119,13 @@ def _import_sentence(error: ImportError) -> str:
         return (
             "Flux's Python bindings were built for another version of Python; use the one of `flux python`."
         )
-    return f"Flux's Python bindings need the package {name!r}, which is missing; install it with pip."
+    if name.startswith("_flux."):
+        return (
+            f"These bindings of Flux lack {name}, as the wheels before {WHEEL} do; install flux-python "
+            f"{WHEEL} or later, or use the site's own."
+        )
+    package = _INSTALLED_AS.get(name, name)
+    return f"Flux's Python bindings need the package {package!r}, which is missing; install it with pip."
 
 
 class Broker:

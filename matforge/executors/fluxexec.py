@@ -245,9 +245,11 @@ class FluxExecutor:
         if now >= self._looked:
             self._looked = now + min(0.5, self._lease / 10)
             self._fleet.look_after(now)
+            self._lanes.changed |= self._fleet.rested(now)
             if self._waits_for_others and now > self._waits_for_others:
                 self._waits_for_others = 0.0
                 self._broker.refresh()
+        self._lanes.settle(now)
         reports, self._fleet.reports = self._fleet.reports, []
         self._lanes.account(reports)
         self._ready += reports
@@ -299,7 +301,7 @@ class FluxExecutor:
         if event.key in self._fleet.agents:
             self._fleet.job_event(event.key, event, now)
         else:
-            self._lanes.job_event(event)
+            self._lanes.job_event(event, now)
 
     # -- the end
 

@@ -40,6 +40,8 @@ class FluxJob:
     cancelled: bool = False
     failure: Failure | None = None
     """What the resource manager says was wrong."""
+    torn: bool = False
+    """Whether Flux itself has ended it: a rank has ended badly, or a node was lost."""
     node_lost: bool = False
     status: int | None = None
 
@@ -112,21 +114,31 @@ class FluxJobs:
     # -- events
 
     def absorb(self, job: FluxJob, event: JobEvent) -> Report | None:
-        """Note what has happened; the report there is of it, final after ``clean`` and ``refused``."""
+        """Note what has happened; the report there is of it, final after ``clean`` and ``refused``.
+
+        None after ``clean`` means that whether a node was lost has still to be told; then
+        :meth:`end` makes the report.
+        """
         context = event.context
         if event.name == "start":
             return Started(job.task.attempt, job.held[0][0].host, 0)
         if event.name == "finish":
             job.status = int(context["status"])
         elif event.name == "exception" and not context.get("severity"):
+            job.torn |= context.get("type") == "exec"
             job.failure = job.failure or self._exception(job, context)
         elif event.name == "refused":
             said = f"{job.task.attempt.chore_id}: Flux does not take its job: {context.get('note')}."
             job.failure = Failure(FailureKind.DOES_NOT_FIT, said)
             return self.end(job)
-        elif event.name == "clean":
+        elif event.name == "clean" and not self._doubtful(job):
             return self.end(job)
         return None
+
+    def _doubtful(self, job: FluxJob) -> bool:
+        """Whether a rank has gone without a word, and nobody has told yet whether its node has."""
+        silent = len(self._said(job.task)) < job.task.resources.num_tasks
+        return job.torn and silent and not (job.node_lost or job.cancelled)
 
     def _exception(self, job: FluxJob, context: Mapping[str, Any]) -> Failure | None:
         chore, note = job.task.attempt.chore_id, str(context.get("note", "")).strip().rstrip(".")
@@ -137,8 +149,6 @@ class FluxJobs:
             return Failure(FailureKind.DOES_NOT_FIT, f"{chore}: Flux cannot ever place its job: {note}.")
         if kind == "timeout":
             return Failure(FailureKind.WALLTIME, f"{chore}: the time limit of its Flux job has come.")
-        if kind == "exec" and job.node_lost:
-            return Failure(FailureKind.NODE_LOST, f"{chore}: a node of its Flux job was lost.")
         return None  # the tasks themselves know better
 
     def end(self, job: FluxJob) -> Report:
@@ -155,6 +165,10 @@ class FluxJobs:
         if job.cancelled:
             failure = Failure(FailureKind.CANCELLED, f"{task.attempt.chore_id}: it was cancelled.")
             return Finished(task.attempt, usage, failure=failure, printed=printed)
+        if job.torn and job.node_lost:
+            # ranks on other nodes tell only of the signal with which Flux has ended them for it
+            said_so = f"{task.attempt.chore_id}: a node of its Flux job was lost."
+            return Lost(task.attempt, Failure(FailureKind.NODE_LOST, said_so))
         failed = [(rank, words["failure"]) for rank, words in sorted(said.items()) if words["failure"]]
         if job.failure is not None and job.failure.kind in _NOT_THE_CHORES_FAULT:
             return Lost(task.attempt, job.failure)

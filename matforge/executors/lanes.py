@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from matforge.engine import arbitration
 from matforge.executors import placement
-from matforge.executors.fleet import Fleet, Jobs
+from matforge.executors.fleet import PAUSE_S, Fleet, Jobs
 from matforge.executors.fluxjobs import FluxJob, FluxJobs, need_of
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent
@@ -44,6 +44,8 @@ class Lanes:
         self.reports: list[Report] = []
         self.running: dict[int, FluxJob] = {}
         """Jobs, by key."""
+        self._doubtful: dict[int, tuple[FluxJob, float]] = {}
+        """Jobs that are over, and when they were: it has still to be told whether a node was lost."""
         self.reserved: tuple[int, ...] = ()
         """Nodes on which no agent may be started, because the head of the queue needs them."""
         self.changed = True
@@ -87,6 +89,8 @@ class Lanes:
             if job.task.attempt in wanted and not job.cancelled:
                 job.cancelled = True
                 self._broker.cancel(key)
+        for job, _ in self._doubtful.values():
+            job.cancelled |= job.task.attempt in wanted
 
     def account(self, reports: Iterable[Report]) -> None:
         """Take back what chores that have ended held of their agents."""
@@ -103,11 +107,12 @@ class Lanes:
         """Reports that say that nothing of all this will ever be run."""
         attempts = [task.attempt for task in self._queue]
         attempts += [*self._placed, *(job.task.attempt for job in self.running.values())]
+        attempts += [job.task.attempt for job, _ in self._doubtful.values()]
         for agent, _ in self._placed.values():
             agent.link.lose_all(failure)
         for key in self.running:
             self._broker.cancel(key)
-        for everything in (self._queue, self._placed, self.running):
+        for everything in (self._queue, self._placed, self.running, self._doubtful):
             everything.clear()
         return [Lost(attempt, failure) for attempt in attempts]
 
@@ -243,7 +248,7 @@ class Lanes:
         self.running[job.key] = job
         self._broker.submit(job.key, order)
 
-    def job_event(self, event: JobEvent) -> None:
+    def job_event(self, event: JobEvent, now: float) -> None:
         """Follow a job."""
         job = self.running.get(event.key)
         if job is None:
@@ -257,10 +262,19 @@ class Lanes:
             del self.running[event.key]
             for node, block in job.held:
                 node.blocks.remove(block)
+            if report is None:
+                self._doubtful[event.key] = (job, now)
         if report is not None:
             self.reports.append(report)
 
     def offline(self, ranks: frozenset[int]) -> None:
         """Note which jobs have lost a node."""
-        for job in self.running.values():
+        for job in (*self.running.values(), *(job for job, _ in self._doubtful.values())):
             job.node_lost |= any(node.rank in ranks for node, _ in job.held)
+
+    def settle(self, now: float) -> None:
+        """Report the jobs of which it is clear by now whether they have lost a node."""
+        for key, (job, over) in list(self._doubtful.items()):
+            if job.node_lost or job.cancelled or now - over > PAUSE_S:
+                del self._doubtful[key]
+                self.reports.append(self._jobs.end(job))

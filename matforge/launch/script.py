@@ -129,18 +129,13 @@ def text(request: Request, folder: Path, workdir: Path, resume: Sequence[str], *
 
 _DRIVER = r"""
 if [ "${1:-}" = --driver ]; then
-  # in the instance: Slurm and Flux signal the driver too, and this shell waits for what it makes of it
-  trap 'interrupted=1' HUP TERM
+  # in the instance: Slurm and Flux signal the driver too, and this shell waits for what it makes of it;
+  # in the foreground, because `wait` gives -1 for a child that ends just when another signal comes
+  trap : HUP TERM
   shift
   : > "$folder/started"
-  "$@" < /dev/null &
-  driver=$!
-  interrupted=1
-  while [ -n "$interrupted" ]; do
-    interrupted=
-    wait "$driver"
-    code=$?
-  done
+  "$@" < /dev/null
+  code=$?
   echo "$code" > "$folder/code"
   exit "$code"
 fi
@@ -196,6 +191,7 @@ while [ -n "$interrupted" ]; do
   code=$?
 done
 kill "$watch" 2> /dev/null
+[ "$code" -ge 0 ] || code=143
 [ -s "$folder/code" ] && code=$(cat "$folder/code")
 """.strip()
 

@@ -32,6 +32,8 @@ class Streams:
         self._current = self._scratch
         self._folder: Path | None = None
         self._open: tuple[int, ...] = ()
+        self._empty = False
+        """Whether nothing was found to be printed."""
         try:
             self._flush_c: Any = ctypes.CDLL(None).fflush
         except (OSError, AttributeError):
@@ -46,7 +48,7 @@ class Streams:
         OSError
             If the files cannot be made.
         """
-        self._folder = folder
+        self._folder, self._empty = folder, False
         if folder is not None:
             out = os.open(folder / f"stdout.{tag}", _FILE_FLAGS | os.O_TRUNC, 0o666)
             try:
@@ -55,7 +57,7 @@ class Streams:
                 os.close(out)
                 raise
             self._current = (self._open[0], self._open[1])
-        self._point()
+            self._point()  # in the packed layout they lie where the last chore's end has put them
 
     def _point(self) -> None:
         os.dup2(self._current[0], 1)
@@ -88,7 +90,8 @@ class Streams:
 
     def printed(self) -> bool:
         """Whether anything has been printed since :meth:`begin`; call after :meth:`flush`."""
-        return any(os.fstat(f).st_size for f in self._current)
+        self._empty = not any(os.fstat(f).st_size for f in self._current)
+        return not self._empty
 
     def tail(self, limit: int = STDERR_TAIL) -> str:
         """The end of what was written to standard error."""
@@ -109,12 +112,15 @@ class Streams:
 
     def end(self) -> None:
         """Turn back to the scratch files, and empty them."""
-        for descriptor in self._open:
-            with suppress(OSError):
-                os.close(descriptor)
-        self._open = ()
-        self._current = self._scratch
-        self._point()
+        if self._open:
+            for descriptor in self._open:
+                with suppress(OSError):
+                    os.close(descriptor)
+            self._open = ()
+            self._current = self._scratch
+            self._point()
+        elif self._empty:
+            return
         for descriptor in self._scratch:
             if os.fstat(descriptor).st_size:
                 os.ftruncate(descriptor, 0)

@@ -119,6 +119,11 @@ def cancelled(chore: str, *, ran: bool) -> Failure:
     return Failure(FailureKind.CANCELLED, f"{chore}: it was cancelled {when}.")
 
 
+def ended_with_its_agent(chore: str) -> Failure:
+    """The failure of a chore whose agent was told to end while it ran."""
+    return Failure(FailureKind.NODE_LOST, f"{chore}: it was ended with its agent, which was told to end.")
+
+
 def signal_name(number: int) -> str:
     """``SIGSEGV`` for 11; the number itself if it has no name."""
     try:

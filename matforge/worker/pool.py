@@ -28,6 +28,7 @@ from matforge.worker.endings import (
     StageMark,
     cancelled,
     end_of,
+    ended_with_its_agent,
     start_failure,
     storage_failure,
 )
@@ -375,7 +376,7 @@ class Pool:
         stderr = processes.tail(slot.stderr_path(self._run_dir, task), STDERR_TAIL)
         if slot.ending == task.handle and slot.verdict is not None:
             failure = replace(slot.verdict, stderr=stderr, signal=-code if code < 0 else None)
-            lost = failure.kind is FailureKind.WORKER_LOST
+            lost = failure.kind in (FailureKind.WORKER_LOST, FailureKind.NODE_LOST)
         else:
             lost, failure = end_of(
                 task.wire[TaskField.CHORE_ID],
@@ -401,6 +402,10 @@ class Pool:
         self._queue.clear()
         for slot in self.slots.values():
             if kill:
+                slot.take_back()  # it is not to begin another one
+                if slot.assigned and slot.ending < 0:  # the place goes, which is not the chore's fault
+                    slot.ending = slot.assigned[0].handle
+                    slot.verdict = ended_with_its_agent(slot.assigned[0].wire[TaskField.CHORE_ID])
                 processes.signal_tree(slot.pid, signal.SIGKILL)
             elif slot.assigned:
                 self._stop(slot, now)

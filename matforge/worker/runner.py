@@ -28,6 +28,7 @@ TRACEBACK_LIMIT = 16 * 1024
 REPORT_LIMIT = 32 * 1024
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 _OURS = os.path.dirname(__file__)
+_FIELDS = int(TaskField.SEED) + 1
 
 
 class ChoreError(MatForgeError):
@@ -56,11 +57,14 @@ class Job:
     @classmethod
     def from_wire(cls, task: list[Any], blob: bytes) -> Job:
         """From the list that came from the agent."""
-        f = TaskField
+        handle, _, chore_id, tag, function, payload, command, inputs, directory, seed = task[:_FIELDS]
         return cls(
-            task[f.HANDLE], task[f.CHORE_ID], task[f.TAG], task[f.FUNCTION], task[f.PAYLOAD], blob,
-            task[f.COMMAND], task[f.INPUTS] or [], task[f.DIRECTORY], task[f.SEED],
+            handle, chore_id, tag, function, payload, blob, command, inputs or [], directory, seed
         )  # fmt: skip
+
+    def folder(self, run_dir: Path) -> Path:
+        """Where its files go if it has any."""
+        return run_dir / (self.directory or f"out/{self.chore_id}")
 
     def environment(self) -> dict[str, str]:
         """Variables that tell a chore who it is."""
@@ -89,23 +93,24 @@ class Meter:
         """A task begins now."""
         self._started_at = time.time()
         self._wall = time.perf_counter()
-        self._cpu = _cpu_seconds()
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if own > self._peak:
+        own, children = _spent()
+        self._cpu = _cpu_seconds(own, children)
+        peak = own.ru_maxrss
+        if peak > self._peak:
             # the system keeps the peak of the whole process; after a task that has raised it, begin anew
             _forget_peak()
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self._peak = own
-        self._of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._peak = peak
+        self._of_children = children.ru_maxrss
 
     def usage(self) -> list[Any]:
         """``[slot, started_at, wall_s, cpu_s, max_rss]``."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        if of_children > self._of_children:
-            peak = max(peak, of_children)
+        own, children = _spent()
+        peak = own.ru_maxrss
+        if children.ru_maxrss > self._of_children:
+            peak = max(peak, children.ru_maxrss)
         wall = time.perf_counter() - self._wall
-        cpu = _cpu_seconds() - self._cpu
+        cpu = _cpu_seconds(own, children) - self._cpu
         return [self._slot, round(self._started_at, 6), round(wall, 6), round(cpu, 6), peak * _RSS_UNIT]
 
 
@@ -115,10 +120,13 @@ def _forget_peak() -> None:
         file.write(b"5")
 
 
-def _cpu_seconds() -> float:
-    spent = os.times()
-    # os.times() counts children in ticks of 10 ms, which is enough for them, not for the slot itself
-    return time.process_time() + spent.children_user + spent.children_system
+def _spent() -> tuple[resource.struct_rusage, resource.struct_rusage]:
+    """What this process has used, and its children that were waited for."""
+    return resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _cpu_seconds(own: resource.struct_rusage, children: resource.struct_rusage) -> float:
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
 def run_function(
@@ -287,20 +295,19 @@ def finish(
 ) -> tuple[list[Any], bytes]:
     """Publish what a task leaves, and make the report of it; the task's streams end with it."""
     trouble = streams.flush()
-    folder = run_dir / (job.directory or f"out/{job.chore_id}")
     failure, where, inline = outcome.failure, None, b""
     printed = streams.printed()
     try:
         if trouble is not None:
             raise trouble
         if printed and job.directory is None:
-            streams.copy_to(folder, job.tag)
+            streams.copy_to(job.folder(run_dir), job.tag)
         if failure is None and outcome.data is not None:
             data = outcome.data
             where = publisher.result(job.chore_id, job.tag, job.directory, data)
             inline = data if isinstance(data, bytes) and len(data) <= INLINE_LIMIT else b""
     except OSError as error:
-        place = streams.folder if error is trouble else folder
+        place = streams.folder if error is trouble else job.folder(run_dir)
         failure = failure or storage_failure(error, place, job.chore_id)
         where, inline = None, b""
     except Exception as error:  # no memory, or something of ours that the chore has replaced

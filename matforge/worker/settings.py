@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.abc import MetaPathFinder
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +42,10 @@ class Settings:
 
     def __init__(self, table: Sequence[Setting]) -> None:
         self._table = table
+        self._places: dict[str, list[int]] = {}
+        """Of each module in the table."""
+        for i, setting in enumerate(table):
+            self._places.setdefault(setting.module, []).append(i)
         self._known: dict[int, Any] = {}
         self._before: dict[int, Any] = {}
         self.after_import()
@@ -56,9 +61,8 @@ class Settings:
 
     def keep(self, name: str) -> None:
         """What the module ``name`` is set to now is how it is to be."""
-        for i, setting in enumerate(self._table):
-            if setting.module == name:
-                self._known[i] = setting.read(sys.modules[name])
+        for i in self._places[name]:
+            self._known[i] = self._table[i].read(sys.modules[name])
 
     def before_import(self) -> None:
         """Remember how things are before a module runs."""
@@ -259,12 +263,12 @@ def _write_mpmath(mpmath: Any, known: tuple[Any, ...]) -> None:
     mpmath.mp.prec, mpmath.mp.pretty = known
 
 
-def _attributes(*names: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any], None]]:
-    def write(module: Any, known: tuple[Any, ...]) -> None:
-        for name, value in zip(names, known, strict=True):
+def _attributes(first: str, *others: str) -> tuple[Callable[[Any], Any], Callable[[Any, Any], None]]:
+    def write(module: Any, known: Any) -> None:
+        for name, value in zip((first, *others), known if others else (known,), strict=True):
             setattr(module, name, value)
 
-    return lambda module: tuple(getattr(module, name) for name in names), write
+    return attrgetter(first, *others), write
 
 
 TABLE = (

@@ -160,12 +160,10 @@ class Slot:
         return run_function(job, self._functions, self._run_dir, stage=self._stage.set)
 
     def _tidy(self, leaked: str) -> str:
-        """Leave the chore's directory; why this process must be replaced, if it must."""
+        """Empty the scratch directory; why this process must be replaced, if it must."""
         self._done += 1
         try:
-            os.chdir(self._work)
-            with os.scandir(self._work) as entries:
-                used = any(entries)
+            used = bool(os.listdir(self._work))
         except OSError:
             used = True
         if used:

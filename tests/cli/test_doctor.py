@@ -69,6 +69,24 @@ def test_nothing_installed_is_missing_and_not_fatal(programs: Path) -> None:
         assert check.advice.startswith("Not needed")
 
 
+def test_the_bindings_are_those_that_a_run_would_take(programs: Path) -> None:
+    """Flux brings its own, which only its command leads to."""
+    package = programs / "site" / "flux"
+    for name in ("job", "resource"):
+        (package / name).mkdir(parents=True)
+        for module in ("__init__", "journal"):
+            (package / name / f"{module}.py").write_text("")
+    for module in ("__init__", "idset", "hostlist"):
+        (package / f"{module}.py").write_text("")
+    program(programs, "flux", f"print({str(package.parent)!r})")
+    check = checks.flux_bindings(30)
+    assert (check.verdict, check.told) == (OK, str(package / "__init__.py"))
+    (package / "hostlist.py").write_text("import ply_of_no_version")
+    check = checks.flux_bindings(30)
+    assert (check.verdict, check.fatal) == (MISSING, False)
+    assert "'ply_of_no_version'" in check.told
+
+
 @pytest.mark.parametrize(
     ("text", "verdict", "words"),
     [

@@ -216,6 +216,23 @@ def test_a_signal_is_for_the_driver(tmp_path: Path, fakes: Callable[..., dict[st
             process.kill()
 
 
+def test_a_signal_more_as_the_driver_leaves_does_not_change_its_code(tmp_path: Path) -> None:
+    path = tmp_path / "launch.sh"
+    path.write_text(text(Request(1, "00:10:00", ("true",)), tmp_path, tmp_path, RESUME, batch=False))
+    leaves = 'trap "exit 75" TERM; echo up; while :; do sleep 0.05; done'
+    for _ in range(25):  # bash loses the race in every fourth, if it can
+        with subprocess.Popen(
+            ["bash", str(path), "--driver", "sh", "-c", leaves], stdout=subprocess.PIPE, text=True,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            os.killpg(process.pid, signal.SIGTERM)  # Slurm's, to all
+            process.send_signal(signal.SIGTERM)  # and Flux's
+            assert process.wait(30) == 75
+        assert (tmp_path / "code").read_text() == "75\n"
+
+
 # -- a real Slurm
 
 CAMPAIGN = """

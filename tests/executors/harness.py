@@ -202,3 +202,11 @@ def wait_for_end(pid: int) -> bool:
         return bool(select.select([descriptor], [], [], PATIENCE_S)[0])
     finally:
         os.close(descriptor)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again whether ``condition`` holds, where nothing tells of it."""
+    limit = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < limit, "what is waited for has not come"
+        time.sleep(0.05)

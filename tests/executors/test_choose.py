@@ -55,6 +55,30 @@ def test_the_package_that_the_bindings_forget_is_named(tmp_path: Path) -> None:
     assert "need the package 'ply'" in trouble(package(tmp_path, job=source))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "/site/_flux/_core.abi3.so: undefined symbol: flux_plugin_arg_pack",
+        "/lib/libflux-core.so.2: version `FLUX_9' not found (required by /site/_flux/_core.abi3.so)",
+    ],
+)
+def test_bindings_and_a_library_of_different_versions_are_told(tmp_path: Path, words: str) -> None:
+    said = trouble(package(tmp_path, __init__=f"raise ImportError({words!r}, name='_core')"))
+    assert "of different versions" in said
+    assert "`flux version`" in said
+
+
+def test_a_package_is_named_as_it_is_installed(tmp_path: Path) -> None:
+    source = "raise ModuleNotFoundError(\"No module named '_cffi_backend'\", name='_cffi_backend')"
+    assert "need the package 'cffi'" in trouble(package(tmp_path, __init__=source))
+
+
+def test_wheels_that_lack_a_part_are_told(tmp_path: Path) -> None:
+    source = "raise ModuleNotFoundError(\"No module named '_flux._rlist'\", name='_flux._rlist')"
+    said = trouble(package(tmp_path, __init__=source))
+    assert f"flux-python {flux.WHEEL} or later" in said
+
+
 def test_bindings_that_are_too_old_are_told(tmp_path: Path) -> None:
     said = trouble(package(tmp_path, job="", resource=""))
     assert "lack flux.job.journal" in said

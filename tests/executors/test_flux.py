@@ -389,6 +389,23 @@ def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path
         assert harness.value(harness.task(chores.add, 1, 1)) == 2
 
 
+def test_a_job_that_loses_a_node_is_lost_with_it_and_not_to_blame(
+    four: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        notes = [tmp_path / f"rank{i}" for i in range(4)]
+        script = f"echo > {tmp_path}/rank$MATFORGE_RANK; exec sleep 1000"
+        everywhere = Resources(num_tasks=4, cores_per_task=2, mpi=True)
+        task = harness.command("sh", "-c", script, resources=everywhere)
+        harness.executor.submit([task])
+        harness.poll(lambda: all(note.exists() for note in notes), patience=0.02)
+        os.kill(four.broker_pid(3), signal.SIGKILL)
+        lost = harness.wait_for([task])[0]
+        assert isinstance(lost, Lost)
+        assert lost.failure.kind is FailureKind.NODE_LOST
+
+
 # -- GPUs
 
 

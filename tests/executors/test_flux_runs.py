@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fluxes
 import pytest
-from harness import wait_for_end
+from harness import wait_for_end, wait_until
 
 from matforge import Pipeline
+from matforge.engine.history import read_stories
 from matforge.engine.store import find_run
+from matforge.model import FailureKind, OutputReference
+from matforge.policy import RULES
 
 pytestmark = fluxes.needs_flux
 CHORES = 300
@@ -28,13 +33,16 @@ def four() -> Iterator[fluxes.Instance]:
         yield made
 
 
-def take_a_moment(i: int) -> int:
-    """Long enough for something to happen meanwhile."""
-    time.sleep(0.03)
+def square(i: int, gate: str | None = None) -> int:
+    """Wait until the test lets go of ``gate``, if there is one."""
+    if gate is not None:
+        with open(gate) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+    time.sleep(0.01)  # so that the rest of the run still lasts when what was harmed comes back
     return i * i
 
 
-def cancel_agents(made: fluxes.Instance, run_dir: Path) -> None:
+def cancel_agent(made: fluxes.Instance, run_dir: Path) -> None:
     made.run("cancel", made.run("jobs", "-no", "{id}").split()[0])
 
 
@@ -54,30 +62,52 @@ def drain_node(made: fluxes.Instance, run_dir: Path) -> None:
     made.run("resource", "drain", "2")
 
 
+def outcomes(run_dir: Path, references: list[OutputReference]) -> Counter[str]:
+    """How often attempts of these chores have ended in which way, from the journal."""
+    stories = read_stories(run_dir, [reference.chore_id for reference in references])
+    return Counter(attempt["outcome"] for story in stories.values() for attempt in story.attempts)
+
+
 @pytest.mark.parametrize(
-    "harm",
+    ("harm", "loses"),
     [
-        kill_agent,
-        kill_broker,
-        pytest.param(cancel_agents, marks=pytest.mark.slow),
-        pytest.param(drain_node, marks=pytest.mark.slow),
+        (kill_agent, True),
+        (kill_broker, True),
+        pytest.param(cancel_agent, True, marks=pytest.mark.slow),
+        pytest.param(drain_node, False, marks=pytest.mark.slow),
         # its job cannot be ended while it stands still, and that is waited for
-        pytest.param(stop_broker, marks=pytest.mark.slow),
+        pytest.param(stop_broker, False, marks=pytest.mark.slow),
     ],
 )
-def test_the_result_is_exact_whatever_goes_meanwhile(
-    four: fluxes.Instance, tmp_path: Path, harm: Callable[[fluxes.Instance, Path], None]
+def test_the_result_is_exact_whatever_goes_meanwhile_and_no_retry_is_spent_on_it(
+    four: fluxes.Instance, tmp_path: Path, harm: Callable[[fluxes.Instance, Path], None], loses: bool
 ) -> None:
     stopped = four.broker_pid(3)
+    gate = tmp_path / "gate"
     try:
-        with Pipeline(basedir=tmp_path, executor="flux") as pipe:
-            square = pipe.chore()(take_a_moment)
-            references = square.map(range(CHORES))
+        with gate.open("w") as held, Pipeline(basedir=tmp_path, executor="flux") as pipe:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            chore = pipe.chore()(square)
+            # the second part keeps every slot of every node in the middle of a chore
+            references = [chore(i, None if i < CHORES // 3 else str(gate)) for i in range(CHORES)]
             run = pipe.submit(quiet=True)
-            references[20].result(timeout=60)
+            for reference in references[: CHORES // 3]:
+                reference.result(timeout=60)
+            wait_until(lambda: len(fluxes.agents_of(run.run_dir)) == 4)
             harm(four, run.run_dir)
-            values = [run.result(timeout=90)[reference.chore_id] for reference in references]
+            wait_until(lambda: not loses or FailureKind.NODE_LOST in outcomes(run.run_dir, references))
+            fcntl.flock(held, fcntl.LOCK_UN)
+            results = run.result(timeout=90)
+            values = [results[reference.chore_id] for reference in references]
         assert values == [i * i for i in range(CHORES)]
+        ended = outcomes(run.run_dir, references)
+        # neither a retry nor one of the three lives that a chore has which loses its slots
+        assert set(ended) == {"completed", *([FailureKind.NODE_LOST] if loses else [])}
+        assert ended["completed"] == CHORES
+        assert RULES[FailureKind.NODE_LOST].cost == 0
+        # the agent is replaced where its node is still there, and only there
+        agents = {kill_agent: 5, cancel_agent: 5}.get(harm, 4)
+        assert len(four.run("jobs", "-ano", "{id}").split()) == agents
     finally:
         if harm is stop_broker:
             os.kill(stopped, signal.SIGCONT)
@@ -143,8 +173,7 @@ def test_a_driver_that_is_killed_is_resumed_exactly_and_leaves_no_process(
 
 def test_a_run_that_is_cancelled_leaves_no_process_on_any_rank(four: fluxes.Instance, tmp_path: Path) -> None:
     pipe = Pipeline(basedir=tmp_path, executor="flux")
-    square = pipe.chore()(take_a_moment)
-    references = square.map(range(10_000))
+    references = pipe.chore()(square).map(range(10_000))
     run = pipe.submit(quiet=True)
     references[20].result(timeout=60)
     assert len(fluxes.agents_of(run.run_dir)) == 4

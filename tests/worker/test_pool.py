@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from matforge.model import FailureKind
 from matforge.worker.pool import TOLD_AFTER_S, Pool
 from matforge.worker.slotproc import SlotProcess
-from matforge.worker.wire import AgentConfig, Profile
+from matforge.worker.wire import LOST, AgentConfig, Profile
 
 PATIENCE_S = 30.0
 
@@ -75,3 +76,22 @@ def test_a_slot_from_which_everything_is_taken_back_gets_work_again(pool: Pool) 
     os.kill(slot.pid, signal.SIGCONT)
     work(pool, 4)
     assert [report[1] for report in pool.reports] == [0, 1, 2, 3]
+
+
+def test_what_runs_when_the_agent_is_told_to_end_was_lost_with_its_node(pool: Pool, tmp_path: Path) -> None:
+    """Three lost slots set a chore aside; the end of its agent is not the chore's fault."""
+    (tmp_path / "run" / "out" / "registry" / "exec").write_bytes(pickle.dumps(exec))
+    os.mkfifo(tmp_path / "begun")
+    code = f"import signal; open({str(tmp_path / 'begun')!r}, 'w').close(); signal.pause()"
+    payload = pickle.dumps(((code,), {}))
+    task = [1, 0, "chore-exec-0001", "e1a1", "exec", len(payload), None, None, None, 1]
+    pool.add({"0": Profile().as_dict()}, [task], payload)
+    pool.dispatch(time.monotonic())
+    (slot,) = pool.slots.values()
+    (tmp_path / "begun").read_bytes()  # which waits until the chore has opened it, too
+    pool.close(kill=True, now=time.monotonic())
+    os.waitid(os.P_PID, slot.pid, os.WEXITED | os.WNOWAIT)
+    pool.reap(time.monotonic())
+    ((kind, handle, failure),) = pool.reports
+    assert (kind, handle, failure["kind"]) == (LOST, 1, FailureKind.NODE_LOST)
+    assert pool.slots == {}
