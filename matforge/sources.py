@@ -30,7 +30,8 @@ _LIBRARIES = tuple(
     }
 )
 _NAMED = re.compile(
-    rb"\x8c(.)([A-Za-z_][A-Za-z0-9_.]*)\x94(?:\x95.{8})?(?=((?:\x8c.[^\x94]*\x94|h.|j.{4})\x93)?)", re.DOTALL
+    rb"\x8c(.)([A-Za-z_][A-Za-z0-9_.]*)\x94(?:\x95.{8})?(?=((?:\x8c.[^\x94]{0,255}\x94|h.|j.{4})\x93)?)",
+    re.DOTALL,
 )
 """A text of a pickle, and whether it is the module of a function or class that is taken by its name."""
 
