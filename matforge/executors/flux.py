@@ -107,8 +107,8 @@ def _import_sentence(error: ImportError) -> str:
     name = error.name or ""
     if name == _COMMAND:
         return (
-            f"The command `flux` is here, but does not work ({error}), so its Python bindings cannot be found; "
-            "often its lib folder is missing from LD_LIBRARY_PATH."
+            f"The command `flux` is here, but does not work ({error}), so its Python bindings cannot be "
+            "found; often its lib folder is missing from LD_LIBRARY_PATH."
         )
     if "undefined symbol" in str(error) or "version `" in str(error):
         return (
