@@ -66,7 +66,12 @@ def _bindings() -> Any:
     try:
         importlib.import_module("flux")
     except ModuleNotFoundError as error:
-        if error.name != "flux" or not (folders := _site_folders()):
+        if error.name != "flux":
+            raise
+        folders, complaint = _site_folders()
+        if complaint:
+            raise ImportError(complaint, name=_COMMAND) from error
+        if not folders:
             raise
         sys.path += [folder for folder in folders if folder not in sys.path]
         importlib.import_module("flux")
@@ -76,26 +81,35 @@ def _bindings() -> Any:
     return sys.modules["flux"]
 
 
-def _site_folders() -> list[str]:
-    """Where the installed Flux keeps its bindings."""
+def _site_folders() -> tuple[list[str], str]:
+    """Where the installed Flux keeps its bindings, or what its command says if it cannot even start."""
     command = shutil.which("flux")
     if command is None:
-        return []
-    with suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(
+        return [], ""
+    try:
+        done = subprocess.run(
             [command, "config", "builtin", "python_path"],
-            capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL, check=True,
-        ).stdout  # fmt: skip
-        return [folder for folder in said.strip().split(":") if os.path.isdir(folder)]
-    return []
+            capture_output=True, text=True, timeout=10, stdin=subprocess.DEVNULL, errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError) as error:
+        return [], f"{command}: {error}"
+    if done.returncode:
+        return [], (done.stderr.strip() or f"{command} ended with {done.returncode}").splitlines()[-1]
+    return [folder for folder in done.stdout.strip().split(":") if os.path.isdir(folder)], ""
 
 
+_COMMAND = "the command flux"
 _INSTALLED_AS = {"_cffi_backend": "cffi", "yaml": "PyYAML"}
 """Packages whose distribution has another name."""
 
 
 def _import_sentence(error: ImportError) -> str:
     name = error.name or ""
+    if name == _COMMAND:
+        return (
+            f"The command `flux` is here, but does not work ({error}), so its Python bindings cannot be "
+            "found; often its lib folder is missing from LD_LIBRARY_PATH."
+        )
     if "undefined symbol" in str(error) or "version `" in str(error):
         return (
             "Flux's Python bindings and its library are of different versions "

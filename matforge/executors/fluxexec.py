@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import zmq
 
@@ -22,12 +23,12 @@ from matforge.executors.fluxjobs import FluxJobs
 from matforge.executors.hub import Hub
 from matforge.executors.instance import BrokerLost, Inventory, JobEvent
 from matforge.executors.lanes import Lanes
+from matforge.executors.polling import Polling
 from matforge.executors.protocol import (
     Capacity,
     CapacityChanged,
     ExecutorFailed,
     Lost,
-    Report,
     RunContext,
     Task,
 )
@@ -45,7 +46,7 @@ _OTHERS_S = 5.0
 """While other jobs hold cores, Flux is asked this often whether they have ended."""
 
 
-class FluxExecutor:
+class FluxExecutor(Polling):
     """Runs chores on all nodes of the enclosing Flux instance.
 
     Parameters
@@ -96,13 +97,11 @@ class FluxExecutor:
             "affinity": set_cpu_affinity, "sync": sync, "max_chores": max_chores, "max_rss": max_rss,
             "lease_s": driver_lease, "beat_s": lease / 5,
         }  # fmt: skip
-        self._lease = lease
+        super().__init__(lease)
         self._start_s = start_s
-        self._closed = False
-        self._waker, self._news = Waker(), Waker()
-        self._poller = zmq.Poller()
-        for waker in (self._waker, self._news):
-            self._poller.register(waker.descriptor, zmq.POLLIN)
+        self._news = Waker()
+        """What Flux has told."""
+        self._poller.register(self._news.descriptor, zmq.POLLIN)
         try:
             self._broker: Broker = Broker(self._news.wake)
         except UsageError:
@@ -115,10 +114,8 @@ class FluxExecutor:
         self._waits_for_others = 0.0
         self._known_given_up = 0
         self._keys = 0
-        self._ready: list[Report] = []
         self._failed: Failure | None = None
         self._broker_lost = ""
-        self._seen = 0.0
         self._looked = 0.0
         self._look_for_others()
         self._told = self.capacity()
@@ -192,54 +189,21 @@ class FluxExecutor:
         """Stop attempts; see the protocol."""
         self._lanes.cancel(set(attempts))
 
-    def poll(self, timeout: float | None) -> list[Report]:
-        """Reports that have arrived; see the protocol."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._closed:
-            now = time.monotonic()
-            if self._context is not None:
-                self._step(now)
-            if self._ready:
-                reports, self._ready = self._ready, []
-                self._seen = time.monotonic()
-                return reports
-            left = self._lease / 5 if deadline is None else min(deadline - now, self._lease / 5)
-            if left <= 0 or self._wait(left):
-                break
-        self._seen = time.monotonic()
-        return []
+    def _away(self, seconds: float) -> None:
+        if self._context is not None:
+            self._fleet.away(seconds)
 
-    def wake(self) -> None:
-        """Make a waiting :meth:`poll` return."""
-        self._waker.wake()
-
-    def now(self) -> float:
-        """Unix time."""
-        return time.time()
-
-    def _wait(self, seconds: float) -> bool:
-        """Wait for anything; whether :meth:`wake` was called."""
-        begun = time.monotonic()
-        found = dict(self._poller.poll(int(seconds * 1000) + 1))
-        self._seen = time.monotonic()
-        overslept = self._seen - begun - seconds
-        if overslept > self._lease / 10 and self._context is not None:
-            self._fleet.away(overslept)  # the whole machine, or this process, stood still
-        if self._news.descriptor in found:
+    def _woken_by(self, ready: Mapping[Any, int]) -> None:
+        if self._news.descriptor in ready:
             self._news.clear()
             self._looked = 0.0
-        if self._waker.descriptor in found:
-            self._waker.clear()
-            return True
-        return False
 
     # -- one turn
 
-    def _step(self, now: float) -> None:
+    def _turn(self, now: float) -> None:
         """Take in all that has happened, and start what can start."""
-        if now - self._seen > self._lease / 10:
-            self._fleet.away(now - self._seen)
-        self._seen = now
+        if self._context is None:
+            return
         self._fleet.hear(now)
         self._hear_broker(now)
         if now >= self._looked:

@@ -15,6 +15,7 @@ from matforge.executors.placement import Block, Need, Node
 from matforge.executors.protocol import INLINE_LIMIT, Finished, Lost, Report, Started, Task
 from matforge.model import Failure, FailureKind, Lane, Location, Usage
 from matforge.worker import processes
+from matforge.worker.endings import STOPPED_BY_OTHERS
 from matforge.worker.slotproc import slot_environment
 from matforge.worker.wire import AgentConfig, TaskField, pack, python_arguments
 
@@ -136,9 +137,12 @@ class FluxJobs:
         return None
 
     def _doubtful(self, job: FluxJob) -> bool:
-        """Whether a rank has gone without a word, and nobody has told yet whether its node has."""
-        silent = len(self._said(job.task)) < job.task.resources.num_tasks
-        return job.torn and silent and not (job.node_lost or job.cancelled)
+        """Whether no rank tells why Flux has ended the job, and nobody has told yet of a lost node."""
+        if not job.torn or job.node_lost or job.cancelled:
+            return False
+        failures = [words["failure"] for words in self._said(job.task).values() if words["failure"]]
+        # Flux ends the ranks that are left with a signal, and so does the shell of a lost node
+        return all(failure.get("signal") in STOPPED_BY_OTHERS for failure in failures)
 
     def _exception(self, job: FluxJob, context: Mapping[str, Any]) -> Failure | None:
         chore, note = job.task.attempt.chore_id, str(context.get("note", "")).strip().rstrip(".")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from matforge.engine import arbitration
 from matforge.executors import placement
-from matforge.executors.fleet import PAUSE_S, Fleet, Jobs
+from matforge.executors.fleet import Fleet, Jobs
 from matforge.executors.fluxjobs import FluxJob, FluxJobs, need_of
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent
@@ -21,6 +21,8 @@ from matforge.executors.remote import RemoteAgent
 from matforge.executors.stock import Stock
 from matforge.model import Attempt, Failure, FailureKind, Usage
 
+DOUBT_S = 3.0
+"""A job that Flux has ended is over some tenths of a second before Flux tells that it has lost a node."""
 _Heap = list[tuple[float, int, RemoteAgent]]
 """``(load per slot, number, agent)``."""
 
@@ -275,6 +277,6 @@ class Lanes:
     def settle(self, now: float) -> None:
         """Report the jobs of which it is clear by now whether they have lost a node."""
         for key, (job, over) in list(self._doubtful.items()):
-            if job.node_lost or job.cancelled or now - over > PAUSE_S:
+            if job.node_lost or job.cancelled or now - over > DOUBT_S:
                 del self._doubtful[key]
                 self.reports.append(self._jobs.end(job))

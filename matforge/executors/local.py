@@ -12,17 +12,18 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import zmq
 
 from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
+from matforge.executors.polling import Polling
 from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
-from matforge.executors.waker import Waker
 from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
@@ -37,7 +38,7 @@ _START_S = 60.0
 """Seconds until an agent must have said hello: Python and zmq may come from a slow file system."""
 
 
-class LocalExecutor:
+class LocalExecutor(Polling):
     """Runs chores on this machine.
 
     Parameters
@@ -92,7 +93,7 @@ class LocalExecutor:
         self._gpus = gpu_names(gpus)
         self._affinity = set_cpu_affinity
         self._sync = sync
-        self._lease = lease
+        super().__init__(lease)
         self._max_chores = max_chores
         self._max_rss = max_rss or processes.fair_share(self._workers)
         self._python = python or sys.executable
@@ -103,14 +104,9 @@ class LocalExecutor:
         self._count = 0
         self._restarts: deque[float] = deque()
         self._backlog: list[Task] = []
-        self._ready: list[Report] = []
         self._failed: Failure | None = None
-        self._heard = self._polled = self._beat = 0.0
-        self._closed = False
+        self._heard = self._beat = 0.0
         self._look = 0.0
-        self._waker = Waker()
-        self._poller = zmq.Poller()
-        self._poller.register(self._waker.descriptor, zmq.POLLIN)
 
     # -- start
 
@@ -150,7 +146,7 @@ class LocalExecutor:
             self._fail(f"{error.filename or self._python} cannot be started: {error.strerror or error}.", "")
             return
         self._poller.register(self._agent.read_end, zmq.POLLIN)
-        self._heard = self._polled = self._beat = time.monotonic()
+        self._heard = self._seen = self._beat = time.monotonic()
 
     def _config(self) -> AgentConfig:
         """What every agent of this executor is told."""
@@ -218,46 +214,17 @@ class LocalExecutor:
             if message is not None:
                 self._send(self._agent, message)
 
-    def poll(self, timeout: float | None) -> list[Report]:
-        """Reports that have arrived; see the protocol."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._closed:
-            now = time.monotonic()
-            if self._context is not None:
-                self._hear(now)
-                self._look_after_agent(now)
-            if self._ready:
-                reports, self._ready = self._ready, []
-                self._polled = time.monotonic()
-                return reports
-            left = self._lease / 5 if deadline is None else min(deadline - now, self._lease / 5)
-            if left <= 0 or self._wait(left):
-                self._polled = time.monotonic()
-                break
-        return []
+    def _turn(self, now: float) -> None:
+        if self._context is not None:
+            self._hear(now)
+            self._look_after_agent(now)
 
-    def _wait(self, seconds: float) -> bool:
-        """Wait for anything; whether :meth:`wake` was called."""
-        begun = time.monotonic()
-        ready = dict(self._poller.poll(int(seconds * 1000) + 1))
-        self._polled = time.monotonic()
-        overslept = self._polled - begun - seconds
-        if overslept > self._lease / 10:  # the whole machine, or this process, stood still
-            self._heard += overslept
+    def _away(self, seconds: float) -> None:
+        self._heard += seconds
+
+    def _woken_by(self, ready: Mapping[Any, int]) -> None:
         if self._agent is not None and self._agent.read_end in ready:
             self._look = 0.0
-        if self._waker.descriptor not in ready:
-            return False
-        self._waker.clear()
-        return True
-
-    def wake(self) -> None:
-        """Make a waiting :meth:`poll` return."""
-        self._waker.wake()
-
-    def now(self) -> float:
-        """Unix time."""
-        return time.time()
 
     @property
     def agent_pid(self) -> int | None:
@@ -273,11 +240,6 @@ class LocalExecutor:
 
     def _hear(self, now: float) -> None:
         """Read all messages that are there."""
-        # time that the driver spent elsewhere, or stopped, is not the agent's silence
-        gap = now - self._polled
-        if gap > self._lease / 10:
-            self._heard += gap
-        self._polled = now
         while int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
             agent = self._agent

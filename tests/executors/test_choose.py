@@ -100,6 +100,15 @@ def test_a_sites_own_bindings_are_found_through_its_command(tmp_path: Path) -> N
     assert "need the package 'ply'" in trouble(tmp_path / "empty", path=f"{tmp_path / 'bin'}:/bin:/usr/bin")
 
 
+def test_a_command_that_lacks_its_library_is_told(tmp_path: Path) -> None:
+    words = "flux: error while loading shared libraries: libflux-core.so.2: cannot open shared object file"
+    (tmp_path / "flux").write_text(f"#!/bin/sh\necho '{words}' >&2\nexit 127\n")
+    (tmp_path / "flux").chmod(0o755)
+    said = trouble(tmp_path / "empty", path=f"{tmp_path}:/bin:/usr/bin")
+    assert f"does not work ({words})" in said
+    assert "LD_LIBRARY_PATH" in said
+
+
 def test_auto_takes_this_machine_where_there_is_no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLUX_URI", raising=False)
     executor = choose.make("auto", 1)
