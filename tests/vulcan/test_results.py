@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,17 @@ from tests.vulcan.vacua import octic, octic_vacua
 ROOT = Path(__file__).parents[2]
 
 
-def run(arguments: list[str], hub: LoopbackHub, folder: Path, **more: str) -> Any:
-    environment = {
+def environment(hub: LoopbackHub, folder: Path, **more: str) -> dict[str, str]:
+    return {
         **os.environ, "PYTHONPATH": str(ROOT), "HF_ENDPOINT": hub.endpoint, "MATFORGE_VULCAN_TOKEN": "x",
         "MATFORGE_VULCAN_STAGING_DIR": str(folder / "staging"), "MATFORGE_VULCAN_REPO": REPO, **more,
     }  # fmt: skip
+
+
+def run(arguments: list[str], hub: LoopbackHub, folder: Path, **more: str) -> Any:
     command = [sys.executable, "-m", "matforge", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    variables = environment(hub, folder, **more)
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=400)
 
 
 def found(rows: int, first: int = 0) -> pa.Table:
@@ -151,3 +157,33 @@ def test_every_vacuum_of_a_search_is_streamed_back_as_it_was_found(
     assert len(Vulcan(repo=REPO, staging_dir=tmp_path / "staging").query()) == len(table)
     if preset == "p11169-full":
         assert len(batches) > 1
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_and_resumed_stages_every_vacuum_once(
+    hub: LoopbackHub, tmp_path: Path
+) -> None:
+    region = ["--geometry", "p11169", "--nmax", "6", "--im-z", "2:5", "--block", "64", "--workers", "2"]
+    command = [sys.executable, "-m", "matforge", "vacua", "search", "--publish", "-q", *region]
+    process = subprocess.Popen(
+        [*command, "--dir", str(tmp_path / "runs")], env=environment(hub, tmp_path), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    pending = tmp_path / "staging" / "pending"
+    try:
+        deadline = time.monotonic() + 240
+        while len(list(pending.glob("h12*.parquet"))) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run_dir = next((tmp_path / "runs").iterdir())
+    assert not (run_dir / "vacua.parquet").exists()
+    done = run(["resume", str(run_dir), "-q"], hub, tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(run_dir / "vacua.parquet")
+    rows = Vulcan(repo=REPO, staging_dir=tmp_path / "staging").reader("pending").table()
+    assert rows.num_rows == table.num_rows == 134
+    ours, theirs = (sorted(map(str, t.select(table.column_names).to_pylist())) for t in (table, rows))
+    assert ours == theirs
