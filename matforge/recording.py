@@ -210,6 +210,12 @@ class Recording(ABC):
 
     def _check_arguments(self, entry: Registration, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Arguments that do not fit are told at the line that has them, not when the chore runs."""
+        for value in (*args, *kwargs.values()):
+            if _holds_text_of_reference(value):
+                raise UsageError(
+                    f"An argument of {entry.qualname!r} holds the text of a reference, {value[:60]!r}: give "
+                    "the reference itself, and make the text of its result in the chore."
+                )
         func, signature = self._signatures.get(entry.qualname, (None, None))
         if func is not entry.func:
             signature = _signature(entry.func)
@@ -319,12 +325,17 @@ def _words(command: Sequence[Any] | str) -> list[Any]:
     if not words:
         raise UsageError("A command needs at least the name of a program.")
     for word in words:
-        if isinstance(word, str) and "OutputReference(" in word:
+        if _holds_text_of_reference(word):
             raise UsageError(
                 f"The command holds the text of a reference, {word[:60]!r}: give the command as a list "
                 "and the reference as an item of it."
             )
     return words
+
+
+def _holds_text_of_reference(value: Any) -> bool:
+    """Whether somebody formatted a reference into a text, where its result will never be."""
+    return isinstance(value, str) and "OutputReference(" in value
 
 
 def _references(deps: Iterable[OutputReference] | OutputReference) -> list[OutputReference]:

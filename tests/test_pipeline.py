@@ -386,6 +386,15 @@ def test_a_reference_inside_the_text_of_a_command_is_noticed(tmp_path: Path) -> 
         pipe.exec(["echo", f"value={reference}"])
 
 
+def test_a_reference_inside_the_text_of_an_argument_is_noticed(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path)
+    show = pipe.chore("show")(str)
+    reference = pipe.chore()(square)(2)
+    for call in (lambda: show(f"value={reference}"), lambda: show(object=str(reference))):
+        with pytest.raises(UsageError, match="'show' holds the text of a reference"):
+            call()
+
+
 def test_a_function_defined_anew_is_refused_except_at_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(n: int) -> Any:
         def here() -> int:
