@@ -21,10 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, ChoreRegistry, pack, slug
+from matforge.chore import Call, ChoreRegistry, slug
 from matforge.engine.store import OUT_NAME
 from matforge.model import ONE_CORE, ChoreState, Failure, FailureKind, MatForgeError, Resources, UsageError
 from matforge.opening import begin
+from matforge.packing import pack
 from matforge.session import Session, told
 from matforge.settings import run_settings
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from matforge.callbacks import Watch
-from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, nearest, pack, slug
+from matforge.chore import Call, ChoreRegistry, Registration, check_nice, chore_id, nearest, slug
 from matforge.delayed import Delayed
 from matforge.model import OutputReference, Resources, UsageError
+from matforge.packing import pack
 from matforge.policy import OnFailure, memory_bytes, policy_of
 
 

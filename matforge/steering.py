@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from matforge.chore import Call, Registration, check_nice, nearest, pack
+from matforge.chore import Call, Registration, check_nice, nearest
 from matforge.control import Desk, RunOverError
 from matforge.engine import results
 from matforge.engine.graph import Cancelled, Reprioritised
@@ -24,6 +24,7 @@ from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep
 from matforge.fingerprint import fingerprint
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
+from matforge.packing import pack
 from matforge.policy import DEFAULT_POLICY, Policy
 from matforge.sources import sources_of
 from matforge.strategy import (

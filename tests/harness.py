@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matforge.chore import Call, ChoreRegistry, pack
+from matforge.chore import Call, ChoreRegistry
 from matforge.engine import journal, results
 from matforge.engine.store import JOURNAL_NAME
 from matforge.executors.protocol import Task
 from matforge.executors.simulated import Outcome, SimulatedExecutor
 from matforge.model import OutputReference, Resources
 from matforge.opening import begin, reopen
+from matforge.packing import pack
 from matforge.session import Session
 from matforge.settings import Settings
 from matforge.strategy import FutureProcessingStrategy

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matforge.chore import Call, pack
+from matforge.chore import Call
 from matforge.engine.graph import Cancel
 from matforge.engine.journal import Journal
 from matforge.engine.lock import RunLock
@@ -29,6 +29,7 @@ from matforge.engine.requests import (
 from matforge.engine.run import Run
 from matforge.engine.store import LOCK_NAME, RunStore
 from matforge.model import ChoreState, MatForgeError, OutputReference, UsageError
+from matforge.packing import pack
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from matforge.chore import Call, pack
+from matforge.chore import Call
 from matforge.engine import journal
 from matforge.engine.graph import Cancelled, Reprioritised
 from matforge.engine.journal import Journal
@@ -41,6 +41,7 @@ from matforge.model import (
     Resources,
     Usage,
 )
+from matforge.packing import pack
 
 BOOM = Failure(FailureKind.EXCEPTION, "boom")
 UNREAD = Failure(FailureKind.STORAGE, "An input is missing.", input=0)

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matforge.chore import pack
 from matforge.engine.sketch import sketch, sketch_call
 from matforge.model import OutputReference
+from matforge.packing import pack
 
 
 @dataclass
