@@ -378,6 +378,7 @@ class FluxManager:
             expected_s=self._dispatch.expected(chore.id),
             timeout_s=chore.policy.timeout,
             memory=chore.resources.memory,
+            alone=run.graph.nodes[chore.id].suspect,
         )
 
     def _perform(self, instructions: list[graph.Instruction]) -> None:
@@ -399,7 +400,7 @@ class FluxManager:
             # what a broken executor gives back has done nothing wrong: it is simply still to be run
             if self.problem is None and self.engine.is_current(report.attempt):
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
-                again = self.engine.lost(report.attempt, report.failure)
+                again = self.engine.lost(report.attempt, report.failure, alone=report.alone)
                 self._after_failure(self.engine.records[report.attempt.chore_id].chore, report.failure, again)
         elif isinstance(report, CapacityChanged):
             self._learn_capacity()

@@ -48,7 +48,7 @@ RULES: Mapping[FailureKind, Rule] = {
     FailureKind.STORAGE: Rule(0, True, "a disk was full or could not be written: the run stops, resumable"),
     FailureKind.START_FAILED: Rule(1, True, "its program, or its worker, could not be started"),
     FailureKind.WORKER_LOST: Rule(0, False, "its slot died; three times, and the chore is set aside"),
-    FailureKind.NODE_LOST: Rule(0, False, "its node died"),
+    FailureKind.NODE_LOST: Rule(0, False, "its node died; three times while alone there: it is set aside"),
     FailureKind.WALLTIME: Rule(0, False, "the allocation ended"),
     FailureKind.DEPENDENCY_FAILED: Rule(None, False, "a chore that it needs failed; the root is named"),
     FailureKind.DOES_NOT_FIT: Rule(None, False, "it asks for more than there is"),

@@ -199,6 +199,53 @@ def test_after_a_failure_that_stops_the_run_neither_a_strategy_nor_a_retry_start
         shutil.rmtree(copy)
 
 
+# ---------------------------------------------------------------- chores that kill their node
+
+
+def test_a_chore_that_kills_its_node_is_found_and_set_aside_and_those_beside_it_are_not_blamed(
+    folder: Path,
+) -> None:
+    off = Failure(FailureKind.NODE_LOST, "The node was lost.")
+    beside: dict[str, set[str]] = {}
+
+    class Watched(SimulatedExecutor):
+        def submit(self, tasks: Sequence[Task]) -> None:
+            for task in tasks:
+                assert not (task.alone and self.running)
+            assert not any(task.alone for task in tasks) or len(tasks) == 1
+            super().submit(tasks)
+
+    def behaviour(task: Task) -> Outcome:
+        poisoned = task.name == "poisoned"
+        with_it = {a.chore_id for a in executor.running}
+        beside[f"{task.attempt.chore_id}.{task.attempt.number}"] = with_it
+        return Outcome(1.0, lost=True, failure=off) if poisoned else Outcome(10.0, 1)
+
+    executor = Watched(behaviour, workers=3)
+    calls = [call("work", n) for n in range(3)] + [call("poisoned")] + [call("work", n) for n in range(3, 9)]
+    session, _ = play(folder, [with_policy(one, retries=1) for one in calls], executor=executor)
+    assert session.wait(60) is RunState.FAILED
+    nodes = session.engine.graph.nodes
+    (bad,) = [node for node in nodes.values() if node.state is ChoreState.FAILED]
+    assert (bad.id, bad.failure) == ("chore-poisoned-0004", off)
+    assert session.engine.graph.counts[ChoreState.COMPLETED] == 9
+    assert all(node.retries == 1 for node in nodes.values())
+    assert [beside[f"{bad.id}.{number}"] for number in (3, 4, 5)] == [set()] * 3
+    assert bad.number == 5
+    # nobody is lost more often than it takes to see that it was beside the other
+    assert max(node.number for node in nodes.values() if node is not bad) == 3
+    expected = outcome(session)
+    found = records(session.run_dir)
+    begun = next(n for n, r in enumerate(found) if r["e"] == "submitted") + 1
+    for count in range(begun, len(found), 3):
+        copy = killed_after(session.run_dir, count, folder / f"copy-{count}")
+        executor = Watched(behaviour, workers=3)
+        again = reopen(copy, made=executor, quiet=True)
+        assert again.wait(60) is RunState.FAILED
+        assert outcome(again) == expected
+        shutil.rmtree(copy)
+
+
 # ---------------------------------------------------------------- storage
 
 

@@ -346,15 +346,15 @@ class Run:
         self._write_again("retry", attempt, failure, usage)
         return True
 
-    def lost(self, attempt: Attempt, failure: Failure) -> bool:
-        """The place of the current attempt is gone; whether it is tried again."""
+    def lost(self, attempt: Attempt, failure: Failure, *, alone: bool = False) -> bool:
+        """The place of the current attempt is gone, where it was ``alone``; whether it is tried again."""
         name, number = attempt.chore_id, attempt.number
         record = attempt_record(attempt, Usage(), failure.kind.value, failure)
         self.records[name].attempts.append(record)
         self.lossy.add(name)
-        if self.handle(Lost(name, number, failure), Facts(number)):
+        if self.handle(Lost(name, number, failure, alone), Facts(number)):
             return False
-        self._write_again("lost", attempt, failure, Usage())
+        self._write_again("lost", attempt, failure, Usage(), alone=alone)
         return True
 
     def remake(self, chore_id: str, *, unanswered: bool = False) -> bool:
@@ -383,7 +383,9 @@ class Run:
             self.remade.discard(chore_id)
         self.handle(Spoiled(chore_id))
 
-    def _write_again(self, kind: str, attempt: Attempt, failure: Failure, usage: Usage) -> None:
+    def _write_again(
+        self, kind: str, attempt: Attempt, failure: Failure, usage: Usage, *, alone: bool = False
+    ) -> None:
         """Journal an attempt that did not end its chore."""
         self.write_endings()
         self.journal.append(
@@ -393,6 +395,7 @@ class Run:
                 "n": attempt.number,
                 "ep": attempt.epoch,
                 "f": failure.as_dict(),
+                **({"a": 1} if alone else {}),
                 **({"u": usage.as_dict()} if usage != Usage() else {}),
             }
         )

@@ -145,10 +145,11 @@ class AgentLink:
             printed,
         )
 
-    def lose_all(self, failure: Failure) -> list[Report]:
+    def lose_all(self, failure: Failure) -> list[Lost]:
         """Reports that say that everything in flight was lost with the agent."""
-        lost: list[Report] = [
-            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number))
+        alone = len(self.in_flight) == 1
+        lost = [
+            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number), alone)
             for attempt in self.in_flight.values()
         ]
         self.in_flight.clear()

@@ -98,6 +98,8 @@ class Lanes:
             if isinstance(report, Finished | Lost):
                 agent, cores = self._placed.pop(report.attempt)
                 agent.block.load -= cores
+                if agent.alone == report.attempt:
+                    agent.alone = None
                 if isinstance(report, Finished):
                     wall = report.usage.wall_s
                     mean = self._mean_wall
@@ -137,9 +139,10 @@ class Lanes:
             if self._is_job(task):
                 if not self._place_job(task):
                     break
-            elif (agent := self._choose(heap, task.resources.cores, task.resources.gpus)) is not None:
+            elif (agent := self._choose(heap, task)) is not None:
                 batches.setdefault(agent.number, (agent, []))[1].append(task)
                 self._placed[task.attempt] = (agent, task.resources.cores)
+                agent.alone = task.attempt if task.alone else None
             elif not self._make_room(task):
                 break
             self._queue.popleft()
@@ -152,17 +155,20 @@ class Lanes:
             return 0
         return arbitration.queue_depth(self._mean_wall, agent.slots)
 
-    def _choose(self, heap: _Heap, cores: int, gpus: int) -> RemoteAgent | None:
+    def _choose(self, heap: _Heap, task: Task) -> RemoteAgent | None:
         """The agent with the least to do that can take so much; its load and place are corrected."""
         aside: _Heap = []
         found = None
+        cores, gpus = task.resources.cores, task.resources.gpus
         while heap and found is None:
             load, number, agent = heapq.heappop(heap)
             ahead = self._ahead(agent)
-            if agent.takes(cores, gpus, ahead):
+            if agent.takes(cores, gpus, ahead) and not (task.alone and agent.block.load):
                 found = agent
                 agent.block.load += cores
                 load = agent.block.load / agent.slots
+                if task.alone:
+                    continue  # it is given nothing else
             aside.append((load, number, agent))
             if found is None and agent.block.load >= agent.slots + ahead:
                 break  # the others have even more to do

@@ -44,7 +44,8 @@ class Outcome:
     failure : Failure, optional
         The attempt fails with this.
     lost : bool
-        The attempt's slot dies with it; ``failure`` says why.
+        The attempt's slot dies with it; ``failure`` says why. If that is of kind ``NODE_LOST``, so does
+        the node, with all that is there.
     silent : bool
         The attempt ends and nobody ever hears of it.
     """
@@ -237,9 +238,18 @@ class SimulatedExecutor:
         self._clock = max(self._clock, end)
         task, outcome, began, slot = self._release(attempt)
         usage = Usage("simulated", slot, began, outcome.duration_s, outcome.duration_s)
-        if not outcome.silent:
+        if outcome.lost and outcome.failure is not None and outcome.failure.kind is FailureKind.NODE_LOST:
+            self._lose_node(attempt, outcome.failure)
+        elif not outcome.silent:
             self._reports.append(self._report(task, outcome, usage))
         self._fill()
+
+    def _lose_node(self, culprit: Attempt, failure: Failure) -> None:
+        others = [*self._running, *(task.attempt for task in self._queue)]
+        self._queue.clear()
+        for attempt in list(self._running):
+            self._release(attempt)
+        self._reports += [Lost(attempt, failure, alone=not others) for attempt in (culprit, *others)]
 
     def _report(self, task: Task, outcome: Outcome, usage: Usage) -> Report:
         if outcome.lost:

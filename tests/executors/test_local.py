@@ -23,6 +23,7 @@ from harness import Gate, Harness, wait_for_end
 from matforge.executors.agentproc import sweep_abandoned
 from matforge.executors.local import LocalExecutor
 from matforge.executors.protocol import ExecutorFailed, Finished, Lost, RunContext, Started
+from matforge.executors.restarts import RESTARTS
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 from matforge.worker import processes
 from matforge.worker.wire import FINISHED, AgentConfig, encode
@@ -286,12 +287,14 @@ def test_a_killed_agent_loses_what_ran_and_is_replaced(make: Callable[..., Harne
 
 def test_an_agent_that_ends_again_and_again_ends_the_executor(make: Callable[..., Harness]) -> None:
     harness = make()
-    for _ in range(3):
+    for _ in range(RESTARTS):
         task = harness.task(chores.endless)
         harness.executor.submit([task])
         harness.wait_until_started(task)
         os.kill(agent_pid(harness), signal.SIGKILL)
-        harness.wait_for([task])
+        lost = harness.wait_for([task])[0]
+        assert isinstance(lost, Lost)
+        assert lost.alone
     harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
 
 

@@ -109,5 +109,5 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
         ),
         Lost(Attempt("c1", 1, 1), there),
     ]
-    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there)]
+    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there, alone=True)]
     assert link.lose_all(failure) == []
