@@ -36,6 +36,7 @@ from matforge.executors.protocol import (
     RunContext,
     Started,
     Task,
+    Withdrawn,
 )
 from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeError, RunState
 from matforge.policy import pause_before
@@ -181,6 +182,7 @@ class FluxManager:
             # the dispatcher stops a little earlier, so that everything can be written in time
             at = None if within is None else self._executor.now() + within + GRACE_S
             self._dispatch.close(at)
+            self._executor.withdraw()  # what waits at an agent would begin all the same
 
         self._request(close)
 
@@ -402,6 +404,9 @@ class FluxManager:
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
                 again = self.engine.lost(report.attempt, report.failure, alone=report.alone)
                 self._after_failure(self.engine.records[report.attempt.chore_id].chore, report.failure, again)
+        elif isinstance(report, Withdrawn):
+            if self.engine.is_current(report.attempt):
+                self.engine.withdrawn(report.attempt)
         elif isinstance(report, CapacityChanged):
             self._learn_capacity()
         elif isinstance(report, ExecutorFailed):
@@ -445,6 +450,7 @@ class FluxManager:
     def _stop_for(self, chore: Chore) -> None:
         """Its author wants nothing more to be started once it has failed."""
         self._stopped = f"{STOP}{chore.id}"
+        self._executor.withdraw()  # short ones may wait at the agents
         self._stop()
 
     def _stop(self) -> None:

@@ -404,18 +404,34 @@ def test_draining_starts_nothing_more_and_lets_what_runs_end(folder: Path) -> No
 
     def behaviour(task: Task) -> Outcome:
         assert known.wait(30)
-        if task.attempt.chore_id == "chore-work-0003":
+        last = task.attempt.chore_id == "chore-work-0003"
+        if last:
             session.drain("a test")
-        return Outcome(10.0, 1)
+        return Outcome(10.0 if last else 0.001, 1)  # so short that many wait at the executor
 
     executor = SimulatedExecutor(behaviour, workers=1)
     session, _ = play(folder, [call("work", n) for n in range(50)], executor=executor, log_delay=0.0)
     known.set()
     assert session.wait(60) is RunState.INTERRUPTED
-    done = session.engine.graph.counts[ChoreState.COMPLETED]
-    assert 3 <= done < 50
-    assert len(executor.history) == done
-    assert session.manager.problem == f"a test; {50 - done} chores have not ended"
+    assert session.engine.graph.counts[ChoreState.COMPLETED] == len(executor.history) == 3
+    assert session.manager.problem == "a test; 47 chores have not ended"
+    # what had waited at the executor counts as never tried
+    again, executor = resume(session.run_dir, lambda task: Outcome(1.0, 1))
+    assert again.wait(60) is RunState.COMPLETED
+    assert len(executor.history) == 47
+    assert max(len(record.attempts) for record in again.engine.records.values()) <= 1
+
+
+def test_after_a_failure_that_stops_the_run_short_chores_that_wait_at_agents_do_not_start(
+    folder: Path,
+) -> None:
+    calls = [call("work", n) for n in range(20)]
+    calls += [with_policy(call("flaky"), on_failure="stop"), *(call("work", n) for n in range(20, 40))]
+    behaviour = fails(FailureKind.EXCEPTION, 1, 0.01)
+    executor = SimulatedExecutor(behaviour, workers=1)  # type: ignore[arg-type]
+    session, _ = play(folder, calls, executor=executor)
+    assert session.wait(60) is RunState.FAILED
+    assert executor.history[-1].chore_id in ("chore-flaky-0021", "chore-work-0022")
 
 
 def test_draining_has_an_end(folder: Path) -> None:

@@ -29,7 +29,7 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
     (BLOCKED, CANCELLED): "cancelled, or a chore it needs was",
     (READY, RUNNING): "submitted",
     (READY, CANCELLED): "cancelled before it was submitted",
-    (RUNNING, READY): "its slot or node was lost, or it failed and may try again",
+    (RUNNING, READY): "its slot or node was lost, it failed and may try again, or it was taken back unbegun",
     (RUNNING, COMPLETED): "succeeded",
     (RUNNING, FAILED): "failed and may not try again, or lost too often",
     (RUNNING, CANCELLED): "cancelled while it ran",
@@ -114,6 +114,14 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """An attempt was taken back before it had begun; not journalled, as nobody wrote that it was given."""
+
+    id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Spoiled:
     """The result of a COMPLETED chore is missing or damaged, and is wanted."""
 
@@ -154,7 +162,7 @@ class Settled:
     """Nobody will add anything unless another chore ends."""
 
 
-ChoreEvent = Added | Started | Succeeded | Failed | Lost | Spoiled | Cancelled | Reprioritised
+ChoreEvent = Added | Started | Succeeded | Failed | Lost | Withdrawn | Spoiled | Cancelled | Reprioritised
 Event = ChoreEvent | Offered | Held | Released | Settled
 
 
@@ -267,6 +275,7 @@ class Graph:
             Succeeded: self._succeeded,
             Failed: self._failed,
             Lost: self._lost,
+            Withdrawn: self._withdrawn,
             Spoiled: self._spoiled,
             Cancelled: self._cancelled,
             Reprioritised: self._reprioritised,
@@ -432,6 +441,16 @@ class Graph:
         if node.losses >= self.max_losses:
             return self._end(node, FAILED, event.failure)
         return self._again(node)
+
+    def _withdrawn(self, event: Withdrawn) -> list[Instruction]:
+        node = self._current(event.id, event.number)
+        if node is None:
+            return []
+        if node.cancelling:
+            return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled before it ran."))
+        # as after a replay, which knows nothing of it: an input that was spoiled is found when it runs
+        self._move(node, READY)
+        return []
 
     def _again(self, node: Node) -> list[Instruction]:
         """Let a chore that ran be tried again, once the results that it needs are there (again)."""

@@ -37,6 +37,7 @@ from matforge.engine.graph import (
     Started,
     Submit,
     Succeeded,
+    Withdrawn,
 )
 from matforge.engine.journal import Journal
 from matforge.engine.plan import SLICE, Plan
@@ -356,6 +357,10 @@ class Run:
             return False
         self._write_again("lost", attempt, failure, Usage(), alone=alone)
         return True
+
+    def withdrawn(self, attempt: Attempt) -> None:
+        """The current attempt was taken back before it had begun."""
+        self.handle(Withdrawn(attempt.chore_id, attempt.number), Facts(attempt.number))
 
     def remake(self, chore_id: str, *, unanswered: bool = False) -> bool:
         """A completed chore's result is lost: let it run again; whether that is to be done.

@@ -192,6 +192,11 @@ class FluxExecutor:
         """Stop attempts; see the protocol."""
         self._lanes.cancel(set(attempts))
 
+    def withdraw(self) -> None:
+        """Take back what has not begun; see the protocol."""
+        if self._context is not None:
+            self._lanes.withdraw()
+
     def poll(self, timeout: float | None) -> list[Report]:
         """Reports that have arrived; see the protocol."""
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -16,7 +16,7 @@ from matforge.executors.fluxjobs import FluxJob, FluxJobs, need_of
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent
 from matforge.executors.placement import Block
-from matforge.executors.protocol import Finished, Lost, Report, Task
+from matforge.executors.protocol import Finished, Lost, Report, Task, Withdrawn
 from matforge.executors.remote import RemoteAgent
 from matforge.executors.stock import Stock
 from matforge.model import Attempt, Failure, FailureKind, Usage
@@ -92,10 +92,17 @@ class Lanes:
         for job, _ in self._doubtful.values():
             job.cancelled |= job.task.attempt in wanted
 
+    def withdraw(self) -> None:
+        """Take back what has not begun."""
+        self.reports += [Withdrawn(task.attempt) for task in self._queue]
+        self._queue.clear()
+        for agent in {agent.number: agent for agent, _ in self._placed.values()}.values():
+            self._hub.send(agent.identity, agent.link.withdraw_message())
+
     def account(self, reports: Iterable[Report]) -> None:
         """Take back what chores that have ended held of their agents."""
         for report in reports:
-            if isinstance(report, Finished | Lost):
+            if isinstance(report, Finished | Lost | Withdrawn):
                 agent, cores = self._placed.pop(report.attempt)
                 agent.block.load -= cores
                 if agent.alone == report.attempt:

@@ -20,7 +20,16 @@ import zmq
 from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
-from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.executors.protocol import (
+    Capacity,
+    ExecutorFailed,
+    Finished,
+    Lost,
+    Report,
+    RunContext,
+    Task,
+    Withdrawn,
+)
 from matforge.executors.restarts import RESTARTS, Restarts
 from matforge.executors.waker import Waker
 from matforge.executors.walltime import allocation_end
@@ -214,6 +223,13 @@ class LocalExecutor:
             message = self._agent.link.cancel_message(wanted)
             if message is not None:
                 self._send(self._agent, message)
+
+    def withdraw(self) -> None:
+        """Take back what has not begun; see the protocol."""
+        self._ready += [Withdrawn(task.attempt) for task in self._backlog]
+        self._backlog.clear()
+        if self._agent is not None and self._agent.connected:
+            self._send(self._agent, self._agent.link.withdraw_message())
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Reports that have arrived; see the protocol."""

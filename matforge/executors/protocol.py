@@ -89,6 +89,13 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The attempt was taken back before it had begun, and will not be run."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
 class CapacityChanged:
     """The executor's capacity is now another one; ask :meth:`Executor.capacity`."""
 
@@ -102,7 +109,7 @@ class ExecutorFailed:
     failure: Failure
 
 
-Report = Started | Finished | Lost | CapacityChanged | ExecutorFailed
+Report = Started | Finished | Lost | Withdrawn | CapacityChanged | ExecutorFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,10 @@ class Executor(Protocol):
     def cancel(self, attempts: Iterable[Attempt]) -> None:
         """Stop these attempts; each ends as :class:`Finished` with kind ``CANCELLED``, unless it
         ended otherwise before. Unknown attempts are ignored."""
+
+    def withdraw(self) -> None:
+        """Take back what has not begun; each ends as :class:`Withdrawn`. A Flux job that was submitted
+        goes on: there is room for it, and it begins at once."""
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Reports that have arrived; waits up to ``timeout`` seconds (None: until there is one)

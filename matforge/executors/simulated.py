@@ -25,6 +25,7 @@ from matforge.executors.protocol import (
     RunContext,
     Started,
     Task,
+    Withdrawn,
 )
 from matforge.model import Attempt, Failure, FailureKind, Location, Usage
 
@@ -145,6 +146,11 @@ class SimulatedExecutor:
         for attempt in [*(task.attempt for task in queued), *running]:
             self._reports.append(Finished(attempt, Usage(), failure=failure))
         self._fill()
+
+    def withdraw(self) -> None:
+        """Take back what waits."""
+        self._reports += [Withdrawn(task.attempt) for task in self._queue]
+        self._queue.clear()
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Hand out reports; if there are none, let the clock run to the next end or the timeout."""

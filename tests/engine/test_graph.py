@@ -31,6 +31,7 @@ from matforge.engine.graph import (
     Started,
     Submit,
     Succeeded,
+    Withdrawn,
 )
 from matforge.model import ChoreState, Failure, FailureKind, UsageError
 
@@ -410,6 +411,18 @@ class GraphMachine(RuleBasedStateMachine):
                 self.model.end(chore, CANCELLED)
             elif chore.losses == self.graph.max_losses:
                 self.model.end(chore, FAILED)
+            else:
+                chore.state = READY
+
+    @precondition(lambda self: self.model.chores)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        name, chore = self.pick(data)
+        number = self.number_near(data, chore)
+        self.send(Withdrawn(name, number))
+        if self.model.current(name, number):
+            if chore.cancelling:
+                self.model.end(chore, CANCELLED)
             else:
                 chore.state = READY
 

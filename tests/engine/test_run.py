@@ -499,7 +499,7 @@ class RunMachine(RuleBasedStateMachine):
         for _ in range(3):
             if (instruction := self.run.submit_next()) is not None:
                 self.attempts.append(Attempt(instruction.id, self.run.epoch, instruction.number))
-        words = "good good good bad stopped lost lost off off stop unread unread"
+        words = "good good good bad stopped lost lost off off back stop unread unread"
         outcome = st.sampled_from(words.split())
         for end in data.draw(st.lists(outcome, min_size=1, max_size=4))[: len(self.attempts)]:
             attempt = self.attempts.pop(data.draw(st.integers(0, len(self.attempts) - 1)))
@@ -512,6 +512,8 @@ class RunMachine(RuleBasedStateMachine):
                 succeed(self.run, attempt, **data.draw(st.sampled_from([{}, {"x": 1}])))
             elif end == "lost":
                 self.run.lost(attempt, GONE)
+            elif end == "back":
+                self.run.withdrawn(attempt)
             elif end == "off":
                 self.run.lost(attempt, OFF, alone=data.draw(st.booleans()))
             elif end == "unread":
