@@ -116,7 +116,8 @@ class Run:
         chores are kept until they are submitted; those that have files of their own are kept for good
         and stand in the journal, so that nothing depends on a small file that nobody has synced."""
         self.lossy: set[str] = set()
-        """Chores of which this driver lost an attempt, so that files of it may lie about."""
+        """Chores of which files may lie about that nobody wants: this driver lost an attempt, or ended
+        while their results were looked for."""
         self.remade: set[str] = set()
         """Chores whose result was lost after the strategy had heard of it, and is made again."""
         self.cores_in_flight = 0
