@@ -124,6 +124,8 @@ class FluxManager:
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
+        self._begun: dict[str, tuple[Started, float]] = {}
+        """What is known to run, by chore, and since when."""
         self._ends_because = "the allocation ends"
         self._finished = False
         self._stopped = ""
@@ -354,10 +356,26 @@ class FluxManager:
         """End the run, resumable, when its time is over or nothing can be started in what is left."""
         if self._finished or self._interrupted or self.problem:
             return
-        dispatch = self._dispatch
-        if dispatch.over(self._executor.now()) or (dispatch.stuck() and self._steering.idle):
+        dispatch, now = self._dispatch, self._executor.now()
+        over = dispatch.over(now)
+        if over or (dispatch.stuck() and self._steering.idle):
             left = self.engine.graph.open
             self._interrupted = f"{self._ends_because}; {left} chores have not ended"
+        if over:
+            self._note_stopped(now)
+
+    def _note_stopped(self, now: float) -> None:
+        """Write down why the attempts end that run when the time is over."""
+        for name, (begun, at) in self._begun.items():
+            if not self.engine.is_current(begun.attempt) or self.engine.graph.nodes[name].cancelling:
+                continue
+            failure = Failure(
+                FailureKind.WALLTIME,
+                f"{name}: it was stopped while it ran ({self._ends_because}).",
+                host=begun.host, slot=begun.slot, attempt=begun.attempt.number,
+                started_at=at, wall_s=now - at,
+            )  # fmt: skip
+            self.engine.lost(begun.attempt, failure)
 
     def _task(self, chore: Chore, number: int) -> Task:
         run = self.engine
@@ -393,10 +411,13 @@ class FluxManager:
     # -- reports
 
     def _absorb(self, report: Report) -> None:
+        if isinstance(report, Finished | Lost):
+            self._begun.pop(report.attempt.chore_id, None)
         if isinstance(report, Finished):
             self._absorb_finished(report)
         elif isinstance(report, Started):
             if report.attempt.epoch == self.engine.epoch:
+                self._begun[report.attempt.chore_id] = report, self._executor.now()
                 self.engine.graph.handle(graph.Started(report.attempt.chore_id, report.attempt.number))
         elif isinstance(report, Lost):
             # what a broken executor gives back has done nothing wrong: it is simply still to be run

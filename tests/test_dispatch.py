@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,6 @@ def test_what_can_never_succeed_is_not_tried_again(folder: Path) -> None:
 
 
 def test_the_metadata_keep_why_every_attempt_failed(folder: Path) -> None:
-    import json
-
     calls = [with_policy(call("flaky"), retries=2)]
     session, _ = run_of(folder, calls, fails(FailureKind.EXIT_CODE, 2))
     text = (session.run_dir / "out" / "chore-flaky-0001" / "metadata.json").read_text()
@@ -366,8 +365,21 @@ def test_what_still_runs_at_the_end_is_stopped_in_time_and_tried_again_later(fol
     session, executor = short_of_time(folder, [call("endless")], lasting(1e6), 300.0)
     assert session.manager.status.state is RunState.INTERRUPTED
     assert executor.now() == pytest.approx(1.7e9 + 300.0 - GRACE_S, abs=1.0)
-    again, _ = resume(session.run_dir, lasting(1.0))  # type: ignore[arg-type]
+    run_dir = session.run_dir
+    for number in (2, 3, 4):  # that it ran into the end again and again is not the chore's fault
+        executor = SimulatedExecutor(lasting(1e6), workers=1, lasts_s=300.0)  # type: ignore[arg-type]
+        session = reopen(run_dir, made=executor, quiet=True)
+        assert session.wait(60) is RunState.INTERRUPTED
+        assert [a.number for a in executor.history] == [number]
+    again, _ = resume(run_dir, lasting(1.0))  # type: ignore[arg-type]
     assert again.wait(60) is RunState.COMPLETED
+    text = (run_dir / "out" / "chore-endless-0001" / "metadata.json").read_text()
+    attempts = json.loads(text)["attempts"]
+    assert [a["outcome"] for a in attempts] == ["walltime"] * 4 + ["completed"]
+    why = attempts[0]["failure"]
+    assert why["message"] == "chore-endless-0001: it was stopped while it ran (the allocation ends)."
+    assert (why["host"], why["slot"], why["attempt"]) == ("simulated", 0, 1)
+    assert why["wall_s"] == pytest.approx(300.0 - GRACE_S, abs=1.0)
 
 
 def test_allocations_of_two_fifths_of_the_time_finish_a_run_in_three_and_nothing_runs_twice(

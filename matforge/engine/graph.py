@@ -431,10 +431,11 @@ class Graph:
         if node is None:
             return []
         # a slot's death may be the chore's fault, and a node's, if nothing else was there
-        if event.failure.kind is FailureKind.NODE_LOST and not event.alone:
+        kind = event.failure.kind
+        if kind is FailureKind.NODE_LOST and not event.alone:
             node.doubts += 1
             self.doubted.add(node.id)
-        else:
+        elif kind is not FailureKind.WALLTIME:
             node.losses += 1
         if node.cancelling:
             return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled while it ran."))

@@ -41,6 +41,7 @@ COMPLETED, FAILED, CANCELLED = ChoreState.COMPLETED, ChoreState.FAILED, ChoreSta
 BOOM = Failure(FailureKind.EXCEPTION, "boom")
 GONE = Failure(FailureKind.WORKER_LOST, "gone")
 OFF = Failure(FailureKind.NODE_LOST, "off")
+LATE = Failure(FailureKind.WALLTIME, "the allocation ends")
 UNFIT = Failure(FailureKind.DOES_NOT_FIT, "too wide")
 
 
@@ -400,13 +401,13 @@ class GraphMachine(RuleBasedStateMachine):
             self.model.end(chore, CANCELLED if stopped else FAILED)
 
     @precondition(lambda self: self.model.chores)
-    @rule(data=st.data(), failure=st.sampled_from([GONE, OFF]), alone=st.booleans())
+    @rule(data=st.data(), failure=st.sampled_from([GONE, OFF, LATE]), alone=st.booleans())
     def lose(self, data: st.DataObject, failure: Failure, alone: bool) -> None:
         name, chore = self.pick(data)
         number = self.number_near(data, chore)
         self.send(Lost(name, number, failure, alone))
         if self.model.current(name, number):
-            chore.losses += failure is GONE or alone
+            chore.losses += failure is GONE or (failure is OFF and alone)
             if chore.cancelling:
                 self.model.end(chore, CANCELLED)
             elif chore.losses == self.graph.max_losses:

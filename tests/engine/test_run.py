@@ -46,6 +46,7 @@ BOOM = Failure(FailureKind.EXCEPTION, "boom")
 UNREAD = Failure(FailureKind.STORAGE, "An input is missing.", input=0)
 GONE = Failure(FailureKind.WORKER_LOST, "gone")
 OFF = Failure(FailureKind.NODE_LOST, "off")
+LATE = Failure(FailureKind.WALLTIME, "the allocation ends")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped")
 HERE = Location("segments/1-slot.seg", 0, 1, 0)
 
@@ -515,7 +516,8 @@ class RunMachine(RuleBasedStateMachine):
             elif end == "back":
                 self.run.withdrawn(attempt)
             elif end == "off":
-                self.run.lost(attempt, OFF, alone=data.draw(st.booleans()))
+                failure = data.draw(st.sampled_from([OFF, OFF, LATE]))
+                self.run.lost(attempt, failure, alone=data.draw(st.booleans()))
             elif end == "unread":
                 self.run.failed(attempt, UNREAD, Usage())
             else:
