@@ -36,6 +36,8 @@ class Dispatch:
         """Heap of (time, id) of chores that are held until then."""
         self._late: set[str] = set()
         """Chores that are held because the time that is left is too short."""
+        self._alone: set[str] = set()
+        """Chores that were given a node for themselves; some may have ended since."""
         self._mean_wall: float | None = None
         self.capacity = Capacity(1, 0, 0, 0, 0, 0)
         self.ends_at: float | None = None
@@ -111,7 +113,8 @@ class Dispatch:
         if self.closed:
             return
         run, total = self._run, self.capacity.total_cores
-        careful = self.ends_at is not None or run.may_stop
+        # where agents are lost, what waits there is suspected with what runs
+        careful = self.ends_at is not None or run.may_stop or bool(run.graph.doubted)
         wanted = arbitration.queue_depth(self._mean_wall, total, careful=careful)
         depth = min(self.capacity.queue_depth, wanted)
         if not self._backfill:
@@ -125,13 +128,27 @@ class Dispatch:
                 self._late.add(chore_id)
                 continue
             wants = run.records[chore_id].chore.resources
-            if not arbitration.fits_now(run.cores_in_flight, wants.cores, total, depth):
+            alone, kept = run.graph.nodes[chore_id].suspect, self._kept()
+            cores = max(wants.cores, self.capacity.cores_per_node) if alone else wants.cores
+            if not arbitration.fits_now(
+                run.cores_in_flight + kept, cores, total, 0 if alone or self._alone else depth
+            ):
                 return
             if wants.memory and not arbitration.memory_fits(run.memory_in_flight, wants.memory, memory):
                 return
             submit = run.submit_next()
             assert submit is not None
+            if alone:
+                self._alone.add(chore_id)
             yield submit
+
+    def _kept(self) -> int:
+        """Cores that are kept free beside chores that have a node for themselves."""
+        if not self._alone:
+            return 0
+        run, node = self._run, self.capacity.cores_per_node
+        self._alone = {name for name in self._alone if run.graph.nodes[name].state is ChoreState.RUNNING}
+        return sum(max(0, node - run.records[name].chore.resources.cores) for name in self._alone)
 
     def _too_late(self, chore_id: str, now: float) -> bool:
         if self.ends_at is None:

@@ -36,6 +36,7 @@ from matforge.executors.protocol import (
     RunContext,
     Started,
     Task,
+    Withdrawn,
 )
 from matforge.model import Attempt, ChoreState, Failure, FailureKind, MatForgeError, RunState
 from matforge.policy import pause_before
@@ -123,6 +124,8 @@ class FluxManager:
         self._asked = 0
         """Endings at the front of the outbox that were put to the strategy."""
         self._dispatch = Dispatch(run, backfill=strategy.backfill)
+        self._begun: dict[str, tuple[Started, float]] = {}
+        """What is known to run, by chore, and since when."""
         self._ends_because = "the allocation ends"
         self._finished = False
         self._stopped = ""
@@ -181,6 +184,7 @@ class FluxManager:
             # the dispatcher stops a little earlier, so that everything can be written in time
             at = None if within is None else self._executor.now() + within + GRACE_S
             self._dispatch.close(at)
+            self._executor.withdraw()  # what waits at an agent would begin all the same
 
         self._request(close)
 
@@ -352,10 +356,26 @@ class FluxManager:
         """End the run, resumable, when its time is over or nothing can be started in what is left."""
         if self._finished or self._interrupted or self.problem:
             return
-        dispatch = self._dispatch
-        if dispatch.over(self._executor.now()) or (dispatch.stuck() and self._steering.idle):
+        dispatch, now = self._dispatch, self._executor.now()
+        over = dispatch.over(now)
+        if over or (dispatch.stuck() and self._steering.idle):
             left = self.engine.graph.open
             self._interrupted = f"{self._ends_because}; {left} chores have not ended"
+        if over:
+            self._note_stopped(now)
+
+    def _note_stopped(self, now: float) -> None:
+        """Write down why the attempts end that run when the time is over."""
+        for name, (begun, at) in self._begun.items():
+            if not self.engine.is_current(begun.attempt) or self.engine.graph.nodes[name].cancelling:
+                continue
+            failure = Failure(
+                FailureKind.WALLTIME,
+                f"{name}: it was stopped while it ran ({self._ends_because}).",
+                host=begun.host, slot=begun.slot, attempt=begun.attempt.number,
+                started_at=at, wall_s=now - at,
+            )  # fmt: skip
+            self.engine.lost(begun.attempt, failure)
 
     def _task(self, chore: Chore, number: int) -> Task:
         run = self.engine
@@ -378,6 +398,7 @@ class FluxManager:
             expected_s=self._dispatch.expected(chore.id),
             timeout_s=chore.policy.timeout,
             memory=chore.resources.memory,
+            alone=run.graph.nodes[chore.id].suspect,
         )
 
     def _perform(self, instructions: list[graph.Instruction]) -> None:
@@ -390,17 +411,23 @@ class FluxManager:
     # -- reports
 
     def _absorb(self, report: Report) -> None:
+        if isinstance(report, Finished | Lost):
+            self._begun.pop(report.attempt.chore_id, None)
         if isinstance(report, Finished):
             self._absorb_finished(report)
         elif isinstance(report, Started):
             if report.attempt.epoch == self.engine.epoch:
+                self._begun[report.attempt.chore_id] = report, self._executor.now()
                 self.engine.graph.handle(graph.Started(report.attempt.chore_id, report.attempt.number))
         elif isinstance(report, Lost):
             # what a broken executor gives back has done nothing wrong: it is simply still to be run
             if self.problem is None and self.engine.is_current(report.attempt):
                 log.warning("%s was lost: %s", report.attempt.chore_id, report.failure.message)
-                again = self.engine.lost(report.attempt, report.failure)
+                again = self.engine.lost(report.attempt, report.failure, alone=report.alone)
                 self._after_failure(self.engine.records[report.attempt.chore_id].chore, report.failure, again)
+        elif isinstance(report, Withdrawn):
+            if self.engine.is_current(report.attempt):
+                self.engine.withdrawn(report.attempt)
         elif isinstance(report, CapacityChanged):
             self._learn_capacity()
         elif isinstance(report, ExecutorFailed):
@@ -444,6 +471,7 @@ class FluxManager:
     def _stop_for(self, chore: Chore) -> None:
         """Its author wants nothing more to be started once it has failed."""
         self._stopped = f"{STOP}{chore.id}"
+        self._executor.withdraw()  # short ones may wait at the agents
         self._stop()
 
     def _stop(self) -> None:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ class Recall:
         """By chore id, of those that were looked for in vain."""
         self._digests: dict[Location, tuple[str, list[str]] | None] = {}
         """By result: what it is, and whose code it names."""
+        self._looking: set[str] = set()
+        """Chores that are looked for now, or of which what was found is on its way here."""
         self._sources = Sources()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
@@ -116,6 +119,7 @@ class Recall:
                 entry.fingerprint,
                 self._seed_of(record.chore),
             )
+            self._looking.add(node.id)
             self._start(self._look, asked, self._cache)
 
     def keep(self, chore: Chore, report: Mapping[str, Any]) -> None:
@@ -130,6 +134,7 @@ class Recall:
         self._closed = True
         if self._threads is not None:
             self._threads.shutdown()
+        self._run.lossy |= self._looking  # what was found for them lies in their folders
 
     def _start(self, work: Callable[..., None], *arguments: Any) -> None:
         if self._threads is None:  # most runs need none
@@ -214,7 +219,11 @@ class Recall:
 
     def _answer(self, asked: _Asked, key: str, found: _Found | None) -> None:
         run, name = self._run, asked.chore.id
+        self._looking.discard(name)
         if not run.graph.nodes[name].held:  # cancelled meanwhile
+            if found is not None and found.where is not None:
+                with suppress(OSError):
+                    (run.store.path / found.where.path).unlink()
             return
         if found is None:
             if key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -79,8 +80,6 @@ def test_what_can_never_succeed_is_not_tried_again(folder: Path) -> None:
 
 
 def test_the_metadata_keep_why_every_attempt_failed(folder: Path) -> None:
-    import json
-
     calls = [with_policy(call("flaky"), retries=2)]
     session, _ = run_of(folder, calls, fails(FailureKind.EXIT_CODE, 2))
     text = (session.run_dir / "out" / "chore-flaky-0001" / "metadata.json").read_text()
@@ -196,6 +195,53 @@ def test_after_a_failure_that_stops_the_run_neither_a_strategy_nor_a_retry_start
         assert {k: v for k, v in outcome(again).items() if v[0] == "failed"} == {
             k: v for k, v in expected.items() if v[0] == "failed"
         }
+        shutil.rmtree(copy)
+
+
+# ---------------------------------------------------------------- chores that kill their node
+
+
+def test_a_chore_that_kills_its_node_is_found_and_set_aside_and_those_beside_it_are_not_blamed(
+    folder: Path,
+) -> None:
+    off = Failure(FailureKind.NODE_LOST, "The node was lost.")
+    beside: dict[str, set[str]] = {}
+
+    class Watched(SimulatedExecutor):
+        def submit(self, tasks: Sequence[Task]) -> None:
+            for task in tasks:
+                assert not (task.alone and self.running)
+            assert not any(task.alone for task in tasks) or len(tasks) == 1
+            super().submit(tasks)
+
+    def behaviour(task: Task) -> Outcome:
+        poisoned = task.name == "poisoned"
+        with_it = {a.chore_id for a in executor.running}
+        beside[f"{task.attempt.chore_id}.{task.attempt.number}"] = with_it
+        return Outcome(1.0, lost=True, failure=off) if poisoned else Outcome(10.0, 1)
+
+    executor = Watched(behaviour, workers=3)
+    calls = [call("work", n) for n in range(3)] + [call("poisoned")] + [call("work", n) for n in range(3, 9)]
+    session, _ = play(folder, [with_policy(one, retries=1) for one in calls], executor=executor)
+    assert session.wait(60) is RunState.FAILED
+    nodes = session.engine.graph.nodes
+    (bad,) = [node for node in nodes.values() if node.state is ChoreState.FAILED]
+    assert (bad.id, bad.failure) == ("chore-poisoned-0004", off)
+    assert session.engine.graph.counts[ChoreState.COMPLETED] == 9
+    assert all(node.retries == 1 for node in nodes.values())
+    assert [beside[f"{bad.id}.{number}"] for number in (3, 4, 5)] == [set()] * 3
+    assert bad.number == 5
+    # nobody is lost more often than it takes to see that it was beside the other
+    assert max(node.number for node in nodes.values() if node is not bad) == 3
+    expected = outcome(session)
+    found = records(session.run_dir)
+    begun = next(n for n, r in enumerate(found) if r["e"] == "submitted") + 1
+    for count in range(begun, len(found), 3):
+        copy = killed_after(session.run_dir, count, folder / f"copy-{count}")
+        executor = Watched(behaviour, workers=3)
+        again = reopen(copy, made=executor, quiet=True)
+        assert again.wait(60) is RunState.FAILED
+        assert outcome(again) == expected
         shutil.rmtree(copy)
 
 
@@ -319,8 +365,21 @@ def test_what_still_runs_at_the_end_is_stopped_in_time_and_tried_again_later(fol
     session, executor = short_of_time(folder, [call("endless")], lasting(1e6), 300.0)
     assert session.manager.status.state is RunState.INTERRUPTED
     assert executor.now() == pytest.approx(1.7e9 + 300.0 - GRACE_S, abs=1.0)
-    again, _ = resume(session.run_dir, lasting(1.0))  # type: ignore[arg-type]
+    run_dir = session.run_dir
+    for number in (2, 3, 4):  # that it ran into the end again and again is not the chore's fault
+        executor = SimulatedExecutor(lasting(1e6), workers=1, lasts_s=300.0)  # type: ignore[arg-type]
+        session = reopen(run_dir, made=executor, quiet=True)
+        assert session.wait(60) is RunState.INTERRUPTED
+        assert [a.number for a in executor.history] == [number]
+    again, _ = resume(run_dir, lasting(1.0))  # type: ignore[arg-type]
     assert again.wait(60) is RunState.COMPLETED
+    text = (run_dir / "out" / "chore-endless-0001" / "metadata.json").read_text()
+    attempts = json.loads(text)["attempts"]
+    assert [a["outcome"] for a in attempts] == ["walltime"] * 4 + ["completed"]
+    why = attempts[0]["failure"]
+    assert why["message"] == "chore-endless-0001: it was stopped while it ran (the allocation ends)."
+    assert (why["host"], why["slot"], why["attempt"]) == ("simulated", 0, 1)
+    assert why["wall_s"] == pytest.approx(300.0 - GRACE_S, abs=1.0)
 
 
 def test_allocations_of_two_fifths_of_the_time_finish_a_run_in_three_and_nothing_runs_twice(
@@ -357,18 +416,34 @@ def test_draining_starts_nothing_more_and_lets_what_runs_end(folder: Path) -> No
 
     def behaviour(task: Task) -> Outcome:
         assert known.wait(30)
-        if task.attempt.chore_id == "chore-work-0003":
+        last = task.attempt.chore_id == "chore-work-0003"
+        if last:
             session.drain("a test")
-        return Outcome(10.0, 1)
+        return Outcome(10.0 if last else 0.001, 1)  # so short that many wait at the executor
 
     executor = SimulatedExecutor(behaviour, workers=1)
     session, _ = play(folder, [call("work", n) for n in range(50)], executor=executor, log_delay=0.0)
     known.set()
     assert session.wait(60) is RunState.INTERRUPTED
-    done = session.engine.graph.counts[ChoreState.COMPLETED]
-    assert 3 <= done < 50
-    assert len(executor.history) == done
-    assert session.manager.problem == f"a test; {50 - done} chores have not ended"
+    assert session.engine.graph.counts[ChoreState.COMPLETED] == len(executor.history) == 3
+    assert session.manager.problem == "a test; 47 chores have not ended"
+    # what had waited at the executor counts as never tried
+    again, executor = resume(session.run_dir, lambda task: Outcome(1.0, 1))
+    assert again.wait(60) is RunState.COMPLETED
+    assert len(executor.history) == 47
+    assert max(len(record.attempts) for record in again.engine.records.values()) <= 1
+
+
+def test_after_a_failure_that_stops_the_run_short_chores_that_wait_at_agents_do_not_start(
+    folder: Path,
+) -> None:
+    calls = [call("work", n) for n in range(20)]
+    calls += [with_policy(call("flaky"), on_failure="stop"), *(call("work", n) for n in range(20, 40))]
+    behaviour = fails(FailureKind.EXCEPTION, 1, 0.01)
+    executor = SimulatedExecutor(behaviour, workers=1)  # type: ignore[arg-type]
+    session, _ = play(folder, calls, executor=executor)
+    assert session.wait(60) is RunState.FAILED
+    assert executor.history[-1].chore_id in ("chore-flaky-0021", "chore-work-0022")
 
 
 def test_draining_has_an_end(folder: Path) -> None:

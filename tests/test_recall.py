@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,19 @@ import pytest
 
 import matforge
 from matforge import Pipeline, WithReport, opening
-from matforge.engine.cache import FOLDER
+from matforge.chore import Call, pack
+from matforge.engine import salvage
+from matforge.engine.cache import FOLDER, Cache
 from matforge.engine.history import story_of
+from matforge.engine.journal import Journal
+from matforge.engine.locations import location_of
+from matforge.engine.run import Run
+from matforge.engine.store import RunStore
 from matforge.future import RunFuture
-from matforge.model import UsageError
+from matforge.model import Attempt, Resources, Usage, UsageError
+from matforge.policy import Policy
+from matforge.recall import Recall
+from matforge.steering import Entry
 from tests.harness import killed_after, records
 
 
@@ -239,3 +250,39 @@ def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path: Path) -
 def test_a_word_that_says_nothing_is_refused(tmp_path: Path, word: Any) -> None:
     with pytest.raises(UsageError, match="cache must be True, False or a version"):
         Pipeline(tmp_path).chore(cache=word)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["the run goes on", "the run ends"])
+def test_what_is_found_for_a_chore_that_was_cancelled_meanwhile_leaves_no_file(
+    tmp_path: Path, ended: bool
+) -> None:
+    cache = Cache(tmp_path)
+    functions = {"work": Entry("work", Resources(), "work", fingerprint="f")}
+    answers: Queue[Callable[[], None]] = Queue()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        run = Run(RunStore(tmp_path / name, layout="full"), Journal(tmp_path / name / "journal.jsonl"))
+        recall = Recall(run, cache, functions, answers.put, lambda chore: 0)
+        payload, _ = pack(((), {}))
+        chore = run.add(Call("work", payload, (), "work", policy=Policy(cache="")))
+        recall.look()
+        answer = answers.get(timeout=30)
+        folder = tmp_path / name / "out" / chore.id
+        if name == "first":
+            answer()
+            assert run.submit_next() is not None
+            (folder / "result.pickle.e1a1").write_bytes(pickle.dumps(1))
+            where = location_of(f"out/{chore.id}/result.pickle.e1a1", pickle.dumps(1))
+            run.succeeded(Attempt(chore.id, 1, 1), where, report={}, usage=Usage())
+            recall.keep(chore, {})
+        else:
+            assert [path.name for path in folder.glob("result*")] == ["result.pickle.e1a1"]
+            run.cancel(chore.id)
+            if not ended:
+                answer()
+        recall.close()
+        if ended:
+            salvage.sweep(run, run.lossy)
+        run.flush(0.0)
+        run.journal.close()
+    assert list(folder.glob("result*")) == []

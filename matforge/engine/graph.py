@@ -29,7 +29,7 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
     (BLOCKED, CANCELLED): "cancelled, or a chore it needs was",
     (READY, RUNNING): "submitted",
     (READY, CANCELLED): "cancelled before it was submitted",
-    (RUNNING, READY): "its slot or node was lost, or it failed and may try again",
+    (RUNNING, READY): "its slot or node was lost, it failed and may try again, or it was taken back unbegun",
     (RUNNING, COMPLETED): "succeeded",
     (RUNNING, FAILED): "failed and may not try again, or lost too often",
     (RUNNING, CANCELLED): "cancelled while it ran",
@@ -39,7 +39,11 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
 """Every legal change of state and when it happens; the diagram in the documents is drawn from it."""
 
 MAX_LOSSES = 3
-"""A chore that was lost this often with its slot is set aside: it is probably what kills them."""
+"""A chore that was lost this often with its slot, or alone with its node, is set aside: it is probably what
+kills them."""
+MAX_DOUBTS = 2
+"""A chore that was lost this often with its node, beside others, has the next one for itself: then it is
+seen which of them kills it, and the others are not blamed."""
 
 
 # ---------------------------------------------------------------- events
@@ -105,6 +109,16 @@ class Lost:
     id: str
     number: int
     failure: Failure
+    alone: bool = False
+    """Whether nothing else was at the node that was lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """An attempt was taken back before it had begun; not journalled, as nobody wrote that it was given."""
+
+    id: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,7 @@ class Settled:
     """Nobody will add anything unless another chore ends."""
 
 
-ChoreEvent = Added | Started | Succeeded | Failed | Lost | Spoiled | Cancelled | Reprioritised
+ChoreEvent = Added | Started | Succeeded | Failed | Lost | Withdrawn | Spoiled | Cancelled | Reprioritised
 Event = ChoreEvent | Offered | Held | Released | Settled
 
 
@@ -209,6 +223,9 @@ class Node:
     started: bool = False
     """Whether the latest attempt has begun; only while RUNNING."""
     losses: int = 0
+    """Attempts lost with their slot, or alone with their node."""
+    doubts: int = 0
+    """Attempts lost with their node, beside others, of which one may have killed it."""
     retries: int = 0
     """Failures of its own that it may still have."""
     held: bool = False
@@ -221,6 +238,11 @@ class Node:
     """Whether it is to be held when it becomes READY for the first time."""
     failure: Failure | None = None
     """Present exactly when FAILED, or CANCELLED because of another chore."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it is to have a node for itself."""
+        return self.doubts >= MAX_DOUBTS
 
 
 class Graph:
@@ -237,6 +259,8 @@ class Graph:
         self.counts: Counter[ChoreState] = Counter()
         """Nodes in each state; always sums to ``len(nodes)``."""
         self.max_losses = max_losses
+        self.doubted: set[str] = set()
+        """Chores with doubts about them."""
         self.lookups: deque[str] = deque()
         """Chores that were held so that their results are looked for, oldest first; some may have
         gone on since."""
@@ -251,6 +275,7 @@ class Graph:
             Succeeded: self._succeeded,
             Failed: self._failed,
             Lost: self._lost,
+            Withdrawn: self._withdrawn,
             Spoiled: self._spoiled,
             Cancelled: self._cancelled,
             Reprioritised: self._reprioritised,
@@ -308,6 +333,9 @@ class Graph:
             if item.state is not None and item.state.final:
                 continue
             self._move(item, final)
+            self._trust(item.id)
+            if why is not None and why.kind is FailureKind.NODE_LOST:  # what killed the others' node is found
+                self._trust(*self.doubted)
             item.failure, item.waiting = why, 0
             item.spoiled = item.spoiled and final is not COMPLETED
             out.append(Publish(item.id, final, why))
@@ -319,6 +347,11 @@ class Graph:
             for name in dependents:
                 self._unblock(self.nodes[name])
         return out
+
+    def _trust(self, *chore_ids: str) -> None:
+        for name in chore_ids:
+            self.nodes[name].doubts = 0
+        self.doubted.difference_update(chore_ids)
 
     def _unblock(self, node: Node) -> None:
         if node.state is BLOCKED:
@@ -397,13 +430,28 @@ class Graph:
         node = self._current(event.id, event.number)
         if node is None:
             return []
-        # a node's death is nobody's fault; a slot's may be the chore's
-        node.losses += event.failure.kind is not FailureKind.NODE_LOST
+        # a slot's death may be the chore's fault, and a node's, if nothing else was there
+        kind = event.failure.kind
+        if kind is FailureKind.NODE_LOST and not event.alone:
+            node.doubts += 1
+            self.doubted.add(node.id)
+        elif kind is not FailureKind.WALLTIME:
+            node.losses += 1
         if node.cancelling:
             return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled while it ran."))
         if node.losses >= self.max_losses:
             return self._end(node, FAILED, event.failure)
         return self._again(node)
+
+    def _withdrawn(self, event: Withdrawn) -> list[Instruction]:
+        node = self._current(event.id, event.number)
+        if node is None:
+            return []
+        if node.cancelling:
+            return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled before it ran."))
+        # as after a replay, which knows nothing of it: an input that was spoiled is found when it runs
+        self._move(node, READY)
+        return []
 
     def _again(self, node: Node) -> list[Instruction]:
         """Let a chore that ran be tried again, once the results that it needs are there (again)."""
@@ -485,6 +533,8 @@ class Graph:
                 assert (node.nice, node.id) in entries
             assert node.state is READY or not node.held
             assert node.retries >= 0
+            assert (node.doubts > 0) == (node.id in self.doubted)
+            assert not (node.state is not None and node.state.final and node.doubts)
             if node.state in (READY, RUNNING, COMPLETED):
                 assert unfinished == 0
                 assert node.failure is None

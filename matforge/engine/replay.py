@@ -112,8 +112,9 @@ class Replay:
         attempt, usage = Attempt(name, record["ep"], number), Usage(**record.get("u", {}))
         self._run.records[name].attempts.append(attempt_record(attempt, usage, failure.kind.value, failure))
         self._restart(name, number)
-        event = Lost if record["e"] == "lost" else Failed
-        self._run.handle(event(name, number, failure))
+        lost = record["e"] == "lost"
+        event = Lost(name, number, failure, "a" in record) if lost else Failed(name, number, failure)
+        self._run.handle(event)
 
     def _take(self, record: Record) -> None:
         plan = self._run.plan

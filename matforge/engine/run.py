@@ -37,6 +37,7 @@ from matforge.engine.graph import (
     Started,
     Submit,
     Succeeded,
+    Withdrawn,
 )
 from matforge.engine.journal import Journal
 from matforge.engine.plan import SLICE, Plan
@@ -115,7 +116,8 @@ class Run:
         chores are kept until they are submitted; those that have files of their own are kept for good
         and stand in the journal, so that nothing depends on a small file that nobody has synced."""
         self.lossy: set[str] = set()
-        """Chores of which this driver lost an attempt, so that files of it may lie about."""
+        """Chores of which files may lie about that nobody wants: this driver lost an attempt, or ended
+        while their results were looked for."""
         self.remade: set[str] = set()
         """Chores whose result was lost after the strategy had heard of it, and is made again."""
         self.cores_in_flight = 0
@@ -346,16 +348,20 @@ class Run:
         self._write_again("retry", attempt, failure, usage)
         return True
 
-    def lost(self, attempt: Attempt, failure: Failure) -> bool:
-        """The place of the current attempt is gone; whether it is tried again."""
+    def lost(self, attempt: Attempt, failure: Failure, *, alone: bool = False) -> bool:
+        """The place of the current attempt is gone, where it was ``alone``; whether it is tried again."""
         name, number = attempt.chore_id, attempt.number
         record = attempt_record(attempt, Usage(), failure.kind.value, failure)
         self.records[name].attempts.append(record)
         self.lossy.add(name)
-        if self.handle(Lost(name, number, failure), Facts(number)):
+        if self.handle(Lost(name, number, failure, alone), Facts(number)):
             return False
-        self._write_again("lost", attempt, failure, Usage())
+        self._write_again("lost", attempt, failure, Usage(), alone=alone)
         return True
+
+    def withdrawn(self, attempt: Attempt) -> None:
+        """The current attempt was taken back before it had begun."""
+        self.handle(Withdrawn(attempt.chore_id, attempt.number), Facts(attempt.number))
 
     def remake(self, chore_id: str, *, unanswered: bool = False) -> bool:
         """A completed chore's result is lost: let it run again; whether that is to be done.
@@ -383,7 +389,9 @@ class Run:
             self.remade.discard(chore_id)
         self.handle(Spoiled(chore_id))
 
-    def _write_again(self, kind: str, attempt: Attempt, failure: Failure, usage: Usage) -> None:
+    def _write_again(
+        self, kind: str, attempt: Attempt, failure: Failure, usage: Usage, *, alone: bool = False
+    ) -> None:
         """Journal an attempt that did not end its chore."""
         self.write_endings()
         self.journal.append(
@@ -393,6 +401,7 @@ class Run:
                 "n": attempt.number,
                 "ep": attempt.epoch,
                 "f": failure.as_dict(),
+                **({"a": 1} if alone else {}),
                 **({"u": usage.as_dict()} if usage != Usage() else {}),
             }
         )

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from matforge.executors.protocol import Finished, Lost, Report, Started, Task
+from matforge.executors.protocol import Finished, Lost, Report, Started, Task, Withdrawn
 from matforge.model import Attempt, Failure, FailureKind, Lane, Location, Resources, Usage
-from matforge.worker.wire import FINISHED, STARTED, Profile, encode
+from matforge.worker.wire import FINISHED, STARTED, WITHDRAWN, Profile, encode
 
 
 def profile_of(resources: Resources, *, command: bool, job: bool) -> Profile:
@@ -104,6 +104,11 @@ class AgentLink:
         handles = [h for h in map(self._handles.get, attempts) if h is not None]
         return [encode({"t": "cancel", "h": handles})] if handles else None
 
+    @staticmethod
+    def withdraw_message() -> list[bytes]:
+        """Frames that ask for everything that has not begun."""
+        return [encode({"t": "withdraw"})]
+
     def _take(self, handle: int) -> Attempt | None:
         attempt = self.in_flight.pop(handle, None)
         if attempt is not None:
@@ -127,6 +132,8 @@ class AgentLink:
                 if attempt is not None:
                     found.append(self._finished(attempt, line, inlines[offset:end]))
                 offset = end
+            elif kind == WITHDRAWN:
+                found += [] if attempt is None else [Withdrawn(attempt)]
             elif attempt is not None:
                 failure = replace(Failure.from_dict(line[2]), host=self.host, attempt=attempt.number)
                 found.append(Lost(attempt, failure))
@@ -145,10 +152,11 @@ class AgentLink:
             printed,
         )
 
-    def lose_all(self, failure: Failure) -> list[Report]:
+    def lose_all(self, failure: Failure) -> list[Lost]:
         """Reports that say that everything in flight was lost with the agent."""
-        lost: list[Report] = [
-            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number))
+        alone = len(self.in_flight) == 1
+        lost = [
+            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number), alone)
             for attempt in self.in_flight.values()
         ]
         self.in_flight.clear()

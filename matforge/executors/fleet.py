@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Node
 from matforge.executors.protocol import Finished, Report
 from matforge.executors.remote import RemoteAgent
+from matforge.executors.restarts import RESTARTS, Restarts
 from matforge.model import Failure, FailureKind
 from matforge.worker.slotproc import slot_environment
 from matforge.worker.wire import AgentConfig, Profile, decode, encode
@@ -25,9 +25,6 @@ log = logging.getLogger("matforge")
 START_S = 120.0
 """Seconds until an agent whose job has started must have said hello: Python and zmq may come from a
 slow file system."""
-RESTARTS = 3
-"""So many agents of a node that end within a minute, with no chore finished in between, are enough."""
-RESTART_WINDOW_S = 60.0
 PAUSE_S = 1.0
 """When Flux itself has ended an agent's job, perhaps because the node is lost, its scheduler goes on
 for a tenth of a second to place jobs there, which end at once."""
@@ -93,7 +90,7 @@ class Fleet:
         self._lease = lease
         self._start_s = start_s
         self._count = 0
-        self._ends: dict[int, deque[float]] = {}
+        self._ends: dict[int, Restarts] = {}
         self._pauses: dict[int, float] = {}
         """Nodes on which no agent is started yet, and until when (monotonic)."""
         self._beaten = 0.0
@@ -274,13 +271,9 @@ class Fleet:
         self._by_identity.pop(agent.identity, None)
         stderr, host = agent.stderr(), agent.link.host or agent.node.host
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
-        self.reports += agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
-        rank = agent.node.rank
-        ends = self._ends.setdefault(rank, deque())
-        ends.append(now)
-        while now - ends[0] > RESTART_WINDOW_S:
-            ends.popleft()
-        if len(ends) >= RESTARTS:
+        lost = agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
+        self.reports += lost
+        if self._ends.setdefault(agent.node.rank, Restarts()).count(now, lost):
             self._give_up(agent.node, f"its agent has ended {RESTARTS} times: {reason}", stderr)
 
     def _give_up(self, node: Node, reason: str, stderr: str) -> None:

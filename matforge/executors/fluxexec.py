@@ -189,6 +189,11 @@ class FluxExecutor(Polling):
         """Stop attempts; see the protocol."""
         self._lanes.cancel(set(attempts))
 
+    def withdraw(self) -> None:
+        """Take back what has not begun; see the protocol."""
+        if self._context is not None:
+            self._lanes.withdraw()
+
     def _away(self, seconds: float) -> None:
         if self._context is not None:
             self._fleet.away(seconds)

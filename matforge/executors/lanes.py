@@ -16,7 +16,7 @@ from matforge.executors.fluxjobs import FluxJob, FluxJobs, need_of
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent
 from matforge.executors.placement import Block
-from matforge.executors.protocol import Finished, Lost, Report, Task
+from matforge.executors.protocol import Finished, Lost, Report, Task, Withdrawn
 from matforge.executors.remote import RemoteAgent
 from matforge.executors.stock import Stock
 from matforge.model import Attempt, Failure, FailureKind, Usage
@@ -94,12 +94,21 @@ class Lanes:
         for job, _ in self._doubtful.values():
             job.cancelled |= job.task.attempt in wanted
 
+    def withdraw(self) -> None:
+        """Take back what has not begun."""
+        self.reports += [Withdrawn(task.attempt) for task in self._queue]
+        self._queue.clear()
+        for agent in {agent.number: agent for agent, _ in self._placed.values()}.values():
+            self._hub.send(agent.identity, agent.link.withdraw_message())
+
     def account(self, reports: Iterable[Report]) -> None:
         """Take back what chores that have ended held of their agents."""
         for report in reports:
-            if isinstance(report, Finished | Lost):
+            if isinstance(report, Finished | Lost | Withdrawn):
                 agent, cores = self._placed.pop(report.attempt)
                 agent.block.load -= cores
+                if agent.alone == report.attempt:
+                    agent.alone = None
                 if isinstance(report, Finished):
                     wall = report.usage.wall_s
                     mean = self._mean_wall
@@ -139,9 +148,10 @@ class Lanes:
             if self._is_job(task):
                 if not self._place_job(task):
                     break
-            elif (agent := self._choose(heap, task.resources.cores, task.resources.gpus)) is not None:
+            elif (agent := self._choose(heap, task)) is not None:
                 batches.setdefault(agent.number, (agent, []))[1].append(task)
                 self._placed[task.attempt] = (agent, task.resources.cores)
+                agent.alone = task.attempt if task.alone else None
             elif not self._make_room(task):
                 break
             self._queue.popleft()
@@ -154,17 +164,20 @@ class Lanes:
             return 0
         return arbitration.queue_depth(self._mean_wall, agent.slots)
 
-    def _choose(self, heap: _Heap, cores: int, gpus: int) -> RemoteAgent | None:
+    def _choose(self, heap: _Heap, task: Task) -> RemoteAgent | None:
         """The agent with the least to do that can take so much; its load and place are corrected."""
         aside: _Heap = []
         found = None
+        cores, gpus = task.resources.cores, task.resources.gpus
         while heap and found is None:
             load, number, agent = heapq.heappop(heap)
             ahead = self._ahead(agent)
-            if agent.takes(cores, gpus, ahead):
+            if agent.takes(cores, gpus, ahead) and not (task.alone and agent.block.load):
                 found = agent
                 agent.block.load += cores
                 load = agent.block.load / agent.slots
+                if task.alone:
+                    continue  # it is given nothing else
             aside.append((load, number, agent))
             if found is None and agent.block.load >= agent.slots + ahead:
                 break  # the others have even more to do

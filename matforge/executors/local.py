@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,16 +22,23 @@ from matforge._version import __version__
 from matforge.executors.agentproc import AgentProcess, gpu_names, private_directory, sweep_abandoned
 from matforge.executors.channel import node_lost
 from matforge.executors.polling import Polling
-from matforge.executors.protocol import Capacity, ExecutorFailed, Finished, Lost, Report, RunContext, Task
+from matforge.executors.protocol import (
+    Capacity,
+    ExecutorFailed,
+    Finished,
+    Lost,
+    Report,
+    RunContext,
+    Task,
+    Withdrawn,
+)
+from matforge.executors.restarts import RESTARTS, Restarts
 from matforge.executors.walltime import allocation_end
 from matforge.model import Attempt, Failure, FailureKind, MatForgeError, Usage, UsageError
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, decode, encode
 
 _POLLIN = int(zmq.POLLIN)
-_RESTARTS = 3
-"""So many agents that end within a minute, with no chore finished in between, are enough."""
-_RESTART_WINDOW_S = 60.0
 _CLOSE_S = 10.0
 _START_S = 60.0
 """Seconds until an agent must have said hello: Python and zmq may come from a slow file system."""
@@ -102,7 +108,7 @@ class LocalExecutor(Polling):
         self._home: Path | None = None
         self._home_lock = -1
         self._count = 0
-        self._restarts: deque[float] = deque()
+        self._restarts = Restarts()
         self._backlog: list[Task] = []
         self._failed: Failure | None = None
         self._heard = self._beat = 0.0
@@ -214,6 +220,13 @@ class LocalExecutor(Polling):
             if message is not None:
                 self._send(self._agent, message)
 
+    def withdraw(self) -> None:
+        """Take back what has not begun; see the protocol."""
+        self._ready += [Withdrawn(task.attempt) for task in self._backlog]
+        self._backlog.clear()
+        if self._agent is not None and self._agent.connected:
+            self._send(self._agent, self._agent.link.withdraw_message())
+
     def _turn(self, now: float) -> None:
         if self._context is not None:
             self._hear(now)
@@ -251,8 +264,8 @@ class LocalExecutor(Polling):
             if kind == "reports":
                 reports = agent.link.reports(message, frames)
                 self._ready += reports
-                if self._restarts and any(isinstance(r, Finished) for r in reports):
-                    self._restarts.clear()  # this one works, so another one is worth starting
+                if any(isinstance(r, Finished) for r in reports):
+                    self._restarts.works()
             elif kind == "hello":
                 self._welcome(agent, message)
             elif kind == "failed":
@@ -292,12 +305,10 @@ class LocalExecutor(Polling):
         assert agent is not None
         self._poller.unregister(agent.read_end)
         stderr = agent.end()
-        self._ready += agent.link.lose_all(node_lost(f"The node was lost: {reason}.", stderr))
-        self._restarts.append(now)
-        while self._restarts and now - self._restarts[0] > _RESTART_WINDOW_S:
-            self._restarts.popleft()
-        if len(self._restarts) >= _RESTARTS:
-            self._fail(f"The agent on this machine has ended {_RESTARTS} times: {reason}.", stderr)
+        lost = agent.link.lose_all(node_lost(f"The node was lost: {reason}.", stderr))
+        self._ready += lost
+        if self._restarts.count(now, lost):
+            self._fail(f"The agent on this machine has ended {RESTARTS} times: {reason}.", stderr)
         else:
             self._start_agent()
 

@@ -50,6 +50,8 @@ class Task:
     memory: int | None = None
     """Bytes that it may occupy, with all it has started, beyond what its slot held when it began; with
     more it is killed, and fails with kind ``OUT_OF_MEMORY``."""
+    alone: bool = False
+    """Whether nothing else may be at its agent meanwhile, because it is suspected of killing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,15 @@ class Lost:
 
     attempt: Attempt
     failure: Failure
+    alone: bool = False
+    """Whether it ended with its agent, and nothing else was there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The attempt was taken back before it had begun, and will not be run."""
+
+    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +109,7 @@ class ExecutorFailed:
     failure: Failure
 
 
-Report = Started | Finished | Lost | CapacityChanged | ExecutorFailed
+Report = Started | Finished | Lost | Withdrawn | CapacityChanged | ExecutorFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,10 @@ class Executor(Protocol):
     def cancel(self, attempts: Iterable[Attempt]) -> None:
         """Stop these attempts; each ends as :class:`Finished` with kind ``CANCELLED``, unless it
         ended otherwise before. Unknown attempts are ignored."""
+
+    def withdraw(self) -> None:
+        """Take back what has not begun; each ends as :class:`Withdrawn`. A Flux job that was submitted
+        goes on: there is room for it, and it begins at once."""
 
     def poll(self, timeout: float | None) -> list[Report]:
         """Reports that have arrived; waits up to ``timeout`` seconds (None: until there is one)

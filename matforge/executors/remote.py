@@ -10,6 +10,7 @@ from pathlib import Path
 from matforge.executors.channel import AgentLink
 from matforge.executors.hub import Hub
 from matforge.executors.placement import Block, Node
+from matforge.model import Attempt
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, python_arguments
 
@@ -44,6 +45,8 @@ class RemoteAgent:
         self.connected = False
         self.lost = False
         self.told_to_end = False
+        self.alone: Attempt | None = None
+        """What it was given that must have it for itself, until that has ended."""
         self.heard = 0.0
         self.launched: float | None = None
         """When its process was started (monotonic), as far as the resource manager has told."""
@@ -69,7 +72,7 @@ class RemoteAgent:
     @property
     def open(self) -> bool:
         """Whether it takes chores at all."""
-        return self.connected and not (self.lost or self.block.leaving or self.told_to_end)
+        return self.connected and not (self.lost or self.block.leaving or self.told_to_end or self.alone)
 
     def stderr(self) -> str:
         """The tail of what it wrote to standard error."""

@@ -25,6 +25,7 @@ from matforge.executors.protocol import (
     RunContext,
     Started,
     Task,
+    Withdrawn,
 )
 from matforge.model import Attempt, Failure, FailureKind, Location, Usage
 
@@ -44,7 +45,8 @@ class Outcome:
     failure : Failure, optional
         The attempt fails with this.
     lost : bool
-        The attempt's slot dies with it; ``failure`` says why.
+        The attempt's slot dies with it; ``failure`` says why. If that is of kind ``NODE_LOST``, so does
+        the node, with all that is there.
     silent : bool
         The attempt ends and nobody ever hears of it.
     """
@@ -145,6 +147,11 @@ class SimulatedExecutor:
             self._reports.append(Finished(attempt, Usage(), failure=failure))
         self._fill()
 
+    def withdraw(self) -> None:
+        """Take back what waits."""
+        self._reports += [Withdrawn(task.attempt) for task in self._queue]
+        self._queue.clear()
+
     def poll(self, timeout: float | None) -> list[Report]:
         """Hand out reports; if there are none, let the clock run to the next end or the timeout."""
         if not self._reports and timeout != 0:
@@ -237,9 +244,18 @@ class SimulatedExecutor:
         self._clock = max(self._clock, end)
         task, outcome, began, slot = self._release(attempt)
         usage = Usage("simulated", slot, began, outcome.duration_s, outcome.duration_s)
-        if not outcome.silent:
+        if outcome.lost and outcome.failure is not None and outcome.failure.kind is FailureKind.NODE_LOST:
+            self._lose_node(attempt, outcome.failure)
+        elif not outcome.silent:
             self._reports.append(self._report(task, outcome, usage))
         self._fill()
+
+    def _lose_node(self, culprit: Attempt, failure: Failure) -> None:
+        others = [*self._running, *(task.attempt for task in self._queue)]
+        self._queue.clear()
+        for attempt in list(self._running):
+            self._release(attempt)
+        self._reports += [Lost(attempt, failure, alone=not others) for attempt in (culprit, *others)]
 
     def _report(self, task: Task, outcome: Outcome, usage: Usage) -> Report:
         if outcome.lost:

@@ -199,6 +199,8 @@ class Agent:
                 self._pool.add(message["profiles"], message["tasks"], frames[1])
             elif kind == "cancel":
                 self._pool.cancel(message["h"], now)
+            elif kind == "withdraw":
+                self._pool.withdraw()
             elif kind == "bye":
                 self._end(kill=message["kill"])
 

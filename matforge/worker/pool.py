@@ -40,6 +40,7 @@ from matforge.worker.wire import (
     LOST,
     PACKET_BUFFER,
     STARTED,
+    WITHDRAWN,
     AgentConfig,
     Profile,
     ReportField,
@@ -136,6 +137,18 @@ class Pool:
             else:
                 self._stop(task.slot, now)
                 task.slot.ending, task.slot.verdict = handle, cancelled(chore, ran=True)
+
+    def withdraw(self) -> None:
+        """Give back everything that no slot has begun."""
+        for slot in self.slots.values():
+            self._requeue(slot.take_back())
+            if slot.held and not slot.assigned:
+                self.places.release(slot)
+        for task in self._queue:
+            if not task.cancelled:  # those have been reported
+                del self._tasks[task.handle]
+                self.reports.append([WITHDRAWN, task.handle])
+        self._queue.clear()
 
     def _stop(self, slot: SlotProcess, now: float, number: int = signal.SIGTERM) -> None:
         """End what a slot runs, with all that it has started; after a grace by force."""

@@ -13,7 +13,7 @@ agent     ``{"t": "hello", ...}``, ``{"t": "reports", "r": [report, ...]}`` + in
 A *task* is a list whose places are named by :class:`TaskField`. A *profile* says what a slot must
 be to run it. The driver gives each attempt a *handle*, a small integer, so that nobody else has to
 look at attempts. Reports are lists whose first place is one of :data:`STARTED`, :data:`FINISHED`,
-:data:`LOST`.
+:data:`LOST`, :data:`WITHDRAWN`.
 
 Agent and slot use a pair of packet sockets: one packet is JSON, a zero byte, and an optional blob.
 Packets keep their boundaries, so the agent can take back, atomically, what a slot has not begun.
@@ -32,7 +32,7 @@ from typing import Any
 WIRE_VERSION = 1
 INLINE_LIMIT = 32 * 1024
 """As ``executors.protocol.INLINE_LIMIT``; workers import nothing of the executors."""
-STARTED, FINISHED, LOST, HELLO = "S", "F", "L", "H"
+STARTED, FINISHED, LOST, WITHDRAWN, HELLO = "S", "F", "L", "W", "H"
 PACKET_LIMIT = 128 * 1024
 """Bytes: longer packets to a slot go through a file in the agent's private directory."""
 PACKET_BUFFER = 512 * 1024
@@ -61,7 +61,8 @@ class TaskField(IntEnum):
 class ReportField(IntEnum):
     """Places in a ``FINISHED`` report.
 
-    The others are ``[STARTED, handle, slot]`` and ``[LOST, handle, failure]``.
+    The others are ``[STARTED, handle, slot]`` , ``[LOST, handle, failure]`` and
+    ``[WITHDRAWN, handle]``.
     """
 
     KIND = 0

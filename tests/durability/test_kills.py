@@ -99,6 +99,31 @@ def test_slots_and_agents_killed_at_random_cost_no_result_and_no_retry(tmp_path:
     assert check_losses(session) >= 2
 
 
+def kill_the_agent(number: int) -> None:
+    """What no chore should do."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
+def test_chores_that_kill_their_agent_are_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+    pipe = Pipeline(tmp_path, workers=2, layout="packed")
+    chore = pipe.chore(name="work", retries=1)(work)
+    first = chore.map(range(6))
+    pipe.chore(name="poisoned", retries=1)(kill_the_agent).map(range(2))
+    parts = [*first, *chore.map(range(6, 12))]
+    future = pipe.submit(quiet=True)
+    run = future.session.engine
+    assert future.session.wait(120) is RunState.FAILED
+    states = {name: node.state for name, node in run.graph.nodes.items()}
+    for reference in parts:
+        assert states.pop(reference.chore_id) is ChoreState.COMPLETED
+    assert list(states.values()) == [ChoreState.FAILED] * 2
+    for name in states:
+        failure = run.graph.nodes[name].failure
+        assert failure is not None
+        assert failure.kind is FailureKind.NODE_LOST
+    check_losses(future.session)
+
+
 def digest(run_dir: Path) -> str:
     """Of the search's table."""
     return hashlib.sha256((run_dir / "vacua.parquet").read_bytes()).hexdigest()

@@ -31,6 +31,7 @@ from matforge.engine.graph import (
     Started,
     Submit,
     Succeeded,
+    Withdrawn,
 )
 from matforge.model import ChoreState, Failure, FailureKind, UsageError
 
@@ -39,6 +40,8 @@ COMPLETED, FAILED, CANCELLED = ChoreState.COMPLETED, ChoreState.FAILED, ChoreSta
 
 BOOM = Failure(FailureKind.EXCEPTION, "boom")
 GONE = Failure(FailureKind.WORKER_LOST, "gone")
+OFF = Failure(FailureKind.NODE_LOST, "off")
+LATE = Failure(FailureKind.WALLTIME, "the allocation ends")
 UNFIT = Failure(FailureKind.DOES_NOT_FIT, "too wide")
 
 
@@ -223,6 +226,34 @@ def test_a_chore_that_kills_its_slot_again_and_again_is_set_aside() -> None:
     assert out == [Publish("x", FAILED, GONE)]
 
 
+def test_a_chore_that_kills_its_node_is_suspected_with_others_and_set_aside_when_it_was_alone() -> None:
+    graph = after(*(Added(name) for name in "abc"))
+    for number in (1, 2):
+        assert not any(graph.nodes[name].suspect for name in "abc")
+        graph.handle(Offered(3))
+        for name in "abc":
+            graph.handle(Lost(name, number, OFF))
+    assert graph.doubted == set("abc")
+    assert all(graph.nodes[name].suspect for name in "abc")
+    for number in (3, 4, 5):
+        assert graph.handle(Offered(1)) == [Submit("a", number)]
+        out = graph.handle(Lost("a", number, OFF, alone=True))
+        assert graph.nodes["a"].suspect == graph.nodes["b"].suspect == (number < 5)
+    assert out == [Publish("a", FAILED, OFF)]
+    assert [graph.nodes[name].losses for name in "abc"] == [3, 0, 0]
+    assert not graph.doubted  # it was this one, and no other
+
+
+def test_a_chore_that_completes_is_no_longer_suspected() -> None:
+    graph = after(*running("x"))
+    for number in (1, 2):
+        graph.handle(Lost("x", number, OFF))
+        graph.handle(Offered(1))
+    graph.handle(Succeeded("x", 3))
+    graph.check()
+    assert not graph.doubted
+
+
 def test_the_run_finishes_once_and_again_after_something_was_added() -> None:
     graph = after(*running("x"))
     assert graph.handle(Settled()) == []
@@ -370,17 +401,29 @@ class GraphMachine(RuleBasedStateMachine):
             self.model.end(chore, CANCELLED if stopped else FAILED)
 
     @precondition(lambda self: self.model.chores)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), failure=st.sampled_from([GONE, OFF, LATE]), alone=st.booleans())
+    def lose(self, data: st.DataObject, failure: Failure, alone: bool) -> None:
         name, chore = self.pick(data)
         number = self.number_near(data, chore)
-        self.send(Lost(name, number, GONE))
+        self.send(Lost(name, number, failure, alone))
         if self.model.current(name, number):
-            chore.losses += 1
+            chore.losses += failure is GONE or (failure is OFF and alone)
             if chore.cancelling:
                 self.model.end(chore, CANCELLED)
             elif chore.losses == self.graph.max_losses:
                 self.model.end(chore, FAILED)
+            else:
+                chore.state = READY
+
+    @precondition(lambda self: self.model.chores)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        name, chore = self.pick(data)
+        number = self.number_near(data, chore)
+        self.send(Withdrawn(name, number))
+        if self.model.current(name, number):
+            if chore.cancelling:
+                self.model.end(chore, CANCELLED)
             else:
                 chore.state = READY
 

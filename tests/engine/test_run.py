@@ -46,6 +46,8 @@ from matforge.packing import pack
 BOOM = Failure(FailureKind.EXCEPTION, "boom")
 UNREAD = Failure(FailureKind.STORAGE, "An input is missing.", input=0)
 GONE = Failure(FailureKind.WORKER_LOST, "gone")
+OFF = Failure(FailureKind.NODE_LOST, "off")
+LATE = Failure(FailureKind.WALLTIME, "the allocation ends")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped")
 HERE = Location("segments/1-slot.seg", 0, 1, 0)
 
@@ -129,7 +131,8 @@ def portrait(run: Run) -> dict[str, Any]:
     for name, node in run.graph.nodes.items():
         stopping = node.state is ChoreState.RUNNING and node.cancelling
         state = ChoreState.READY if node.state is ChoreState.RUNNING and not stopping else node.state
-        chores[name] = (state, stopping, node.nice, node.losses, node.failure, run.records[name].result)
+        lost = (node.losses, node.doubts)
+        chores[name] = (state, stopping, node.nice, lost, node.failure, run.records[name].result)
     return {
         "chores": chores,
         "keys": run.keys,
@@ -161,7 +164,7 @@ def is_what_a_replay_gives(run: Run) -> None:
     for chores in (mine["chores"], its["chores"]):
         for name, (state, stopping, nice, losses, *rest) in chores.items():
             final = state.final
-            chores[name] = (state, stopping, 0 if final else nice, 0 if final else losses, *rest)
+            chores[name] = (state, stopping, 0 if final else nice, (0, 0) if final else losses, *rest)
     assert mine == its
 
 
@@ -498,9 +501,8 @@ class RunMachine(RuleBasedStateMachine):
         for _ in range(3):
             if (instruction := self.run.submit_next()) is not None:
                 self.attempts.append(Attempt(instruction.id, self.run.epoch, instruction.number))
-        outcome = st.sampled_from(
-            ["good", "good", "good", "bad", "stopped", "lost", "lost", "stop", "unread", "unread"]
-        )
+        words = "good good good bad stopped lost lost off off back stop unread unread"
+        outcome = st.sampled_from(words.split())
         for end in data.draw(st.lists(outcome, min_size=1, max_size=4))[: len(self.attempts)]:
             attempt = self.attempts.pop(data.draw(st.integers(0, len(self.attempts) - 1)))
             if not self.run.is_current(attempt):
@@ -512,6 +514,11 @@ class RunMachine(RuleBasedStateMachine):
                 succeed(self.run, attempt, **data.draw(st.sampled_from([{}, {"x": 1}])))
             elif end == "lost":
                 self.run.lost(attempt, GONE)
+            elif end == "back":
+                self.run.withdrawn(attempt)
+            elif end == "off":
+                failure = data.draw(st.sampled_from([OFF, OFF, LATE]))
+                self.run.lost(attempt, failure, alone=data.draw(st.booleans()))
             elif end == "unread":
                 self.run.failed(attempt, UNREAD, Usage())
             else:

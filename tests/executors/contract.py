@@ -102,6 +102,30 @@ class ProtocolContract:
             assert end.failure is None or end.failure.kind is FailureKind.CANCELLED
         assert fresh.end(fresh.simple("brief")).failure is None
 
+    def test_what_has_not_begun_is_given_back_and_what_runs_goes_on(self, fresh: Harness) -> None:
+        running = [fresh.simple("endless") for _ in range(2)]
+        fresh.executor.submit(running)
+        for task in running:
+            fresh.wait_until_started(task)
+        waiting = [fresh.simple("brief") for _ in range(20)]
+        fresh.executor.submit(waiting)
+        fresh.executor.withdraw()
+        fresh.poll(lambda: len(fresh.withdrawn()) == 20)
+        fresh.executor.withdraw()
+        assert set(fresh.withdrawn()) == {task.attempt for task in waiting}
+        fresh.executor.cancel([task.attempt for task in running])
+        assert all(e.failure is not None for e in fresh.wait_for(running))
+        assert fresh.end(fresh.simple("brief")).failure is None
+        assert len(fresh.ends()) == 3
+
+    def test_what_is_given_back_at_once_ends_once(self, fresh: Harness) -> None:
+        tasks = [fresh.simple("brief") for _ in range(20)]
+        fresh.executor.submit(tasks)
+        fresh.executor.withdraw()
+        fresh.poll(lambda: len(fresh.withdrawn()) + len(fresh.ends()) == 20)
+        assert not set(fresh.withdrawn()) & set(fresh.ends())
+        assert fresh.end(fresh.simple("brief")).failure is None
+
     def test_unknown_attempts_are_not_cancelled(self, fresh: Harness) -> None:
         fresh.executor.cancel([Attempt("chore-nobody-0001", 1, 1)])
         done = fresh.simple("brief")

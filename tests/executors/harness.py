@@ -17,7 +17,16 @@ import cloudpickle
 
 from matforge.engine import results
 from matforge.engine.locations import read
-from matforge.executors.protocol import Executor, Finished, Lost, Report, RunContext, Started, Task
+from matforge.executors.protocol import (
+    Executor,
+    Finished,
+    Lost,
+    Report,
+    RunContext,
+    Started,
+    Task,
+    Withdrawn,
+)
 from matforge.model import Attempt, Lane, Location, OutputReference, Resources
 
 PATIENCE_S = 30.0
@@ -115,6 +124,10 @@ class Harness:
     def ends(self) -> dict[Attempt, Finished | Lost]:
         """Final reports by attempt."""
         return self._ends
+
+    def withdrawn(self) -> list[Attempt]:
+        """Attempts that were given back."""
+        return [r.attempt for r in self.reports if isinstance(r, Withdrawn)]
 
     def wait_for(self, tasks: Iterable[Task]) -> list[Finished | Lost]:
         """Poll until all of ``tasks`` have ended."""

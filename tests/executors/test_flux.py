@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from harness import Gate, Harness, wait_for_end
 
 from matforge.executors.fluxexec import FluxExecutor
 from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext
+from matforge.executors.restarts import RESTARTS
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 
 pytestmark = fluxes.needs_flux
@@ -274,7 +276,7 @@ def test_an_agent_that_goes_loses_what_ran_and_is_replaced(
 
 def test_agents_that_end_again_and_again_end_the_executor(make: Callable[..., Harness]) -> None:
     harness = make()
-    for _ in range(3):
+    for _ in range(RESTARTS):
         task = harness.task(chores.endless)
         harness.executor.submit([task])
         harness.wait_until_started(task)
@@ -284,6 +286,31 @@ def test_agents_that_end_again_and_again_end_the_executor(make: Callable[..., Ha
     harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
     late = harness.task(chores.add, 1, 1)
     assert isinstance(harness.run(late)[0], Lost)
+
+
+def test_what_is_suspected_of_killing_its_agent_has_one_for_itself(
+    make: Callable[..., Harness], tmp_path: Path
+) -> None:
+    harness = make(workers=2)
+    gates = [Gate(tmp_path / name) for name in ("first", "second")]
+    before, suspect = (harness.task(chores.wait_at, gate.path) for gate in gates)
+    suspect = replace(suspect, alone=True)
+    after = harness.task(chores.brief)
+    harness.run(*(harness.task(chores.brief) for _ in range(20)))  # two slots, which may hold some ahead
+    harness.executor.submit([before])
+    harness.wait_until_started(before)
+    harness.executor.submit([suspect, after])
+    assert harness.executor.poll(0.2) == []  # a slot is free
+    gates[0].open()
+    harness.wait_until_started(suspect)
+    assert harness.executor.poll(0.2) == []  # here, too
+    (pid,) = fluxes.agents_of(harness.run_dir)
+    os.kill(pid, signal.SIGKILL)
+    lost = harness.wait_for([suspect])[0]
+    assert isinstance(lost, Lost)
+    assert lost.alone
+    gates[1].open()
+    assert isinstance(harness.wait_for([after])[0], Finished)
 
 
 def test_an_agent_that_cannot_reach_the_driver_says_so(

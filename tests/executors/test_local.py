@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,8 @@ from harness import Gate, Harness, wait_for_end
 
 from matforge.executors.agentproc import sweep_abandoned
 from matforge.executors.local import LocalExecutor
-from matforge.executors.protocol import ExecutorFailed, Finished, Lost, RunContext, Started
+from matforge.executors.protocol import ExecutorFailed, Finished, Lost, Report, RunContext, Started
+from matforge.executors.restarts import RESTARTS
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 from matforge.worker import processes
 from matforge.worker.wire import FINISHED, AgentConfig, encode
@@ -286,12 +288,14 @@ def test_a_killed_agent_loses_what_ran_and_is_replaced(make: Callable[..., Harne
 
 def test_an_agent_that_ends_again_and_again_ends_the_executor(make: Callable[..., Harness]) -> None:
     harness = make()
-    for _ in range(3):
+    for _ in range(RESTARTS):
         task = harness.task(chores.endless)
         harness.executor.submit([task])
         harness.wait_until_started(task)
         os.kill(agent_pid(harness), signal.SIGKILL)
-        harness.wait_for([task])
+        lost = harness.wait_for([task])[0]
+        assert isinstance(lost, Lost)
+        assert lost.alone
     harness.poll(lambda: any(isinstance(r, ExecutorFailed) for r in harness.reports))
 
 
@@ -308,6 +312,25 @@ def test_a_stopped_agent_is_lost_within_the_lease(make: Callable[..., Harness]) 
 def test_a_chore_that_keeps_the_interpreter_to_itself_is_not_lost(make: Callable[..., Harness]) -> None:
     harness = make(lease=0.5)
     assert harness.value(harness.task(chores.hold_the_lock, 1.5)) == "done"
+
+
+@pytest.mark.slow
+def test_a_chore_that_keeps_the_interpreter_to_itself_for_a_minute_is_not_lost(
+    make: Callable[..., Harness],
+) -> None:
+    harness = make()
+    task = harness.task(chores.hold_the_lock, 60.0)
+    harness.executor.submit([task])
+    limit = time.monotonic() + 120.0
+    reports: list[Report] = []
+    while not any(isinstance(report, Finished | Lost) for report in reports):
+        assert time.monotonic() < limit
+        reports += harness.executor.poll(5.0)
+    started, finished = reports
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert harness.result(finished) == "done"
+    assert finished.usage.wall_s >= 60.0
 
 
 def test_a_driver_that_was_away_does_not_blame_the_agent(make: Callable[..., Harness]) -> None:

@@ -148,8 +148,21 @@ def test_faults_are_reported_as_what_they_are(make: Make) -> None:
     reports = drain(executor)
     assert [r.failure for r in reports if isinstance(r, Finished)] == [BOOM]
     assert [r.failure.kind for r in reports if isinstance(r, Lost)] == [
-        FailureKind.WORKER_LOST, FailureKind.NODE_LOST,
+        FailureKind.WORKER_LOST, FailureKind.NODE_LOST, FailureKind.NODE_LOST,
     ]  # fmt: skip
+
+
+def test_a_node_takes_all_along_that_is_there_and_it_is_told_whether_that_was_one_alone(
+    make: Make,
+) -> None:
+    off = Outcome(1.0, lost=True, failure=Failure(FailureKind.NODE_LOST, "off"))
+    for others in ((2, 3), ()):
+        executor = make(lambda task: off if task.seed == 1 else Outcome(2.0), workers=2)
+        executor.submit([task(n) for n in (1, *others)])
+        lost = [r for r in drain(executor) if isinstance(r, Lost)]
+        assert [(r.attempt.chore_id[-1], r.alone) for r in lost] == [
+            (str(n), not others) for n in (1, *others)
+        ]
 
 
 def test_a_timeout_ends_what_takes_longer_at_the_very_moment(make: Make) -> None:

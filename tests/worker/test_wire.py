@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from matforge.executors import protocol
 from matforge.executors.channel import AgentLink, profile_of
-from matforge.executors.protocol import Finished, Lost, Started, Task
+from matforge.executors.protocol import Finished, Lost, Started, Task, Withdrawn
 from matforge.model import Attempt, Failure, FailureKind, Lane, Location, Resources, Usage
 from matforge.worker import wire
 
@@ -87,7 +87,7 @@ def test_payloads_follow_each_other_in_one_frame() -> None:
 def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
     link = AgentLink()
     link.host = "node"
-    link.tasks_message([task(i, b"") for i in range(3)])
+    link.tasks_message([task(i, b"") for i in range(4)])
     usage = [7, 1.0, 2.0, 3.0, 4]
     failure = Failure(FailureKind.WORKER_LOST, "gone")
     there = replace(failure, host="node", attempt=1)
@@ -98,6 +98,8 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
             [wire.FINISHED, 0, usage, ["s", 0, 2, 1], 2, {"a": 1}, None, True],
             [wire.LOST, 1, failure.as_dict()],
             [wire.FINISHED, 0, usage, ["s", 0, 2, 1], 2, None, None, True],
+            [wire.WITHDRAWN, 3],
+            [wire.WITHDRAWN, 3],
             [wire.STARTED, 0, 7],
         ]
     }
@@ -108,6 +110,7 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
             Attempt("c0", 1, 1), Usage("node", *usage), Location("s", 0, 2, 1), b"ok", {"a": 1}, printed=True
         ),
         Lost(Attempt("c1", 1, 1), there),
+        Withdrawn(Attempt("c3", 1, 1)),
     ]
-    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there)]
+    assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there, alone=True)]
     assert link.lose_all(failure) == []
