@@ -47,7 +47,9 @@ def fingerprint(func: Callable[..., Any], version: str = "") -> str:
     walk = _Walk()
     try:
         seen = walk.digest(func)
-    except RecursionError:  # it refers to what is nested too deeply to be looked at: found never again
+    except (
+        Exception
+    ):  # looking runs the user's code, and may go too deep: such a function is found never again
         seen = secrets.token_hex()
     digest = content_key("function", version, sys.implementation.cache_tag or "", seen)
     return digest + SEEDED if walk.seeded else digest
@@ -92,7 +94,8 @@ class _Walk:
         if isinstance(value, functools.partial):
             return ["partial", *self._all((value.func, value.args, value.keywords))]
         if isinstance(value, types.ModuleType):
-            return ["module", value.__name__, version_of(value.__name__)]
+            name = value.__name__
+            return ["module", name, "" if is_own(name) else version_of(name)]
         if isinstance(value, types.FunctionType | type):
             return self._named(value)
         if kind in (tuple, list):

@@ -83,7 +83,7 @@ def _ordered(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
     if kind is set or kind is frozenset:
         made: Any = value
         if all(_sortable(one) for one in value):
-            made = _Members(kind, sorted(value, key=lambda one: (type(one).__name__, repr(one))))
+            made = _Members(kind, [_ordered(one, known, depth + 1) for one in sorted(value, key=_said)])
     elif depth >= _DEEP or not _holds_set(value, set()):
         return value  # itself, because an object of the user's may refer to it, too
     elif kind is tuple:
@@ -93,7 +93,7 @@ def _ordered(value: Any, known: dict[int, Any], depth: int = 0) -> Any:
         made += [_ordered(one, known, depth + 1) for one in value]
     else:
         made = known[id(value)] = {}
-        made.update((k, _ordered(v, known, depth + 1)) for k, v in value.items())
+        made.update((_ordered(k, known, depth + 1), _ordered(v, known, depth + 1)) for k, v in value.items())
     known[id(value)] = made
     return made
 
@@ -106,12 +106,24 @@ def _holds_set(value: Any, seen: set[int]) -> bool:
     if kind not in (tuple, list, dict) or id(value) in seen:
         return False
     seen.add(id(value))
-    return any(_holds_set(one, seen) for one in (value.values() if kind is dict else value))
+    inner = (*value, *value.values()) if kind is dict else value
+    return any(_holds_set(one, seen) for one in inner)
 
 
 def _sortable(value: Any) -> bool:
-    """Whether the representation of a set's member says all, and in every process the same."""
-    return type(value) in _PLAIN or (type(value) is tuple and all(_sortable(one) for one in value))
+    """Whether all of a set's member is known, so that it has its place among the others."""
+    return type(value) in _PLAIN or (
+        type(value) in (tuple, frozenset) and all(_sortable(one) for one in value)
+    )
+
+
+def _said(value: Any) -> tuple[str, Any]:
+    """What a set's members are sorted by; in every process the same."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind.__name__, repr(value)
+    inner = [_said(one) for one in value]
+    return kind.__name__, inner if kind is tuple else sorted(inner)
 
 
 def _dump(value: Any, inputs: dict[str, int], reader: ResultReader | None = None) -> bytes:

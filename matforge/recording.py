@@ -336,7 +336,7 @@ def _words(command: Sequence[Any] | str) -> list[Any]:
 
 def _holds_text_of_reference(value: Any) -> bool:
     """Whether somebody formatted a reference into a text, where its result will never be."""
-    return isinstance(value, str) and "OutputReference(" in value
+    return isinstance(value, str) and "OutputReference(chore_id='" in value
 
 
 def _references(deps: Iterable[OutputReference] | OutputReference) -> list[OutputReference]:

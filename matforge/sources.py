@@ -16,7 +16,7 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,21 @@ def _is_own_path(path: str) -> bool:
 
 @functools.lru_cache(maxsize=1024)
 def version_of(module: str) -> str:
-    """Version of the library that a module belongs to; empty if it has none."""
+    """Version of the library that a module belongs to, imported or not; empty if it has none."""
     top = module.partition(".")[0]
-    try:  # the same whether or not it has been imported
+    if top in sys.stdlib_module_names:
+        return ""
+    try:
         return metadata.version(top)
-    except (metadata.PackageNotFoundError, ValueError):
-        return str(getattr(sys.modules.get(top), "__version__", ""))
+    except (metadata.PackageNotFoundError, ValueError):  # a library may be installed under another name
+        found = sorted(f"{name} {metadata.version(name)}" for name in set(_distributions().get(top, ())))
+        return ", ".join(found) or str(getattr(sys.modules.get(top), "__version__", ""))
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    """Names under which the modules are installed; reads a file of every library, so only if need be."""
+    return metadata.packages_distributions()
 
 
 def names_in(code: types.CodeType) -> list[str]:
@@ -206,8 +215,9 @@ def _read(path: str) -> tuple[str, types.CodeType | None]:
     except OSError:
         return "", None
     try:
-        code = compile(data, "", "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):  # an extension, or what will fail when it is imported
+        # a warning of the compiler's is that of the import, and names the file
+        code = compile(data, path, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError):  # an extension, or what will fail when it is imported
         return content_key("file", data), None
     return content_key("code", *_parts(code)), code
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import matforge
+from matforge import sources
 from matforge.fingerprint import SEEDED, fingerprint
 
 
@@ -233,6 +235,31 @@ def test_a_module_of_the_users_own_counts_wherever_it_is_imported(what: str, tmp
     as_it_was = in_a_new_process("one", lambda text: text)
     assert in_a_new_process("two", lambda text: f"# said for people\n{text}") == as_it_was
     assert in_a_new_process("three", lambda text: text.replace("+ 1", "+ 2")) != as_it_was
+
+
+def test_a_library_counts_by_its_version_also_where_it_is_installed_under_another_name() -> None:
+    assert sources.version_of("sklearn") == f"scikit-learn {metadata.version('scikit-learn')}"
+    assert sources.version_of("numpy.linalg") == metadata.version("numpy")
+    assert sources.version_of("json") == ""
+
+
+def test_what_the_compiler_warns_of_is_told_with_the_file_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = tmp_path / "a_module_to_be_warned_of.py"
+    path.write_text("def g(x):\n    return x is 1\n")
+    with pytest.warns(SyntaxWarning) as told:
+        assert sources.Sources().digest([path.stem])
+    assert told[0].filename == str(path)
+
+
+def test_a_function_that_cannot_be_looked_at_is_like_no_other() -> None:
+    source = (
+        "class Lazy:\n    def __getattr__(self, name):\n        raise RuntimeError('not here')\n"
+        "lazy = Lazy()\ndef f():\n    return lazy\n"
+    )
+    assert fingerprint(made(source)) != fingerprint(made(source))
 
 
 def test_an_object_that_holds_a_set_is_the_same_in_every_process() -> None:

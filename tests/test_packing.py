@@ -92,6 +92,8 @@ def test_sets_are_packed_in_an_order_that_is_the_same_in_every_process() -> None
     program = (
         "from matforge.packing import pack\n"
         "value = {'a', 'bc', 'def', 'ghij', 1, None}, [{('x', 1), ('yz', 2)}], {'k': frozenset('mnop')}\n"
+        "value += {frozenset(('Na', 'Cl')): 1.5},\n"
+        "value += {frozenset('qrst'), frozenset('uv'), ('w', frozenset('xy'))},\n"
         "print(pack((value, {}))[0].hex())"
     )
     told = {
@@ -103,7 +105,10 @@ def test_sets_are_packed_in_an_order_that_is_the_same_in_every_process() -> None
     }  # fmt: skip
     assert len(told) == 1
     args, _ = pickle.loads(bytes.fromhex(told.pop()))
-    assert args == ({"a", "bc", "def", "ghij", 1, None}, [{("x", 1), ("yz", 2)}], {"k": frozenset("mnop")})
+    assert args == (
+        {"a", "bc", "def", "ghij", 1, None}, [{("x", 1), ("yz", 2)}], {"k": frozenset("mnop")},
+        {frozenset(("Na", "Cl")): 1.5}, {frozenset("qrst"), frozenset("uv"), ("w", frozenset("xy"))},
+    )  # fmt: skip
 
 
 def test_what_is_in_two_places_stays_one_beside_sets() -> None:
@@ -178,6 +183,3 @@ def test_plain_values_come_back_as_they_were(value: Any) -> None:
     payload, inputs = pack(((value,), {}))
     assert inputs == ()
     assert unpack(payload) == ((value,), {})
-
-
-# ---------------------------------------------------------------- references

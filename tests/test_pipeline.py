@@ -393,6 +393,7 @@ def test_a_reference_inside_the_text_of_an_argument_is_noticed(tmp_path: Path) -
     for call in (lambda: show(f"value={reference}"), lambda: show(object=str(reference))):
         with pytest.raises(UsageError, match="'show' holds the text of a reference"):
             call()
+    assert show("a program that calls OutputReference(name)").chore_id == "chore-show-0002"
 
 
 def test_a_function_defined_anew_is_refused_except_at_a_prompt(monkeypatch: pytest.MonkeyPatch) -> None:

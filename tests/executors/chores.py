@@ -200,6 +200,12 @@ def _close_output() -> None:
     os.close(1)
 
 
+def _turn_output_elsewhere() -> None:
+    for descriptor in (1, 2):
+        os.dup2(os.open("elsewhere", os.O_RDWR | os.O_CREAT), descriptor)
+    os.write(1, b"x")
+
+
 def _start_thread() -> None:
     threading.Thread(target=threading.Event().wait, daemon=True, name="leaked").start()
 
@@ -276,6 +282,7 @@ MESSES = {
     "no fault handler": faulthandler.disable,
     "closed output": _close_output,
     "closed input": lambda: os.close(0),
+    "output turned elsewhere": _turn_output_elsewhere,
     "another output": lambda: setattr(sys, "stdout", None),
     "logging": _log_to_a_file,
     "numpy": _set_numpy,

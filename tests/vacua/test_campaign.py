@@ -305,6 +305,21 @@ def test_a_cover_that_another_node_joins_meanwhile_is_taken(
         chores.cover(problem, parts)
 
 
+def test_a_cover_that_is_not_there_is_not_removed_for_another_search_may_just_publish_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matforge.vacua.campaign import covers
+
+    path = tmp_path / "cover"
+    removed = []
+    monkeypatch.setattr(shutil, "rmtree", lambda what, **_: removed.append(what))
+    assert not covers.whole(path)
+    assert removed == []
+    path.mkdir()  # damaged: it has no manifest
+    assert not covers.whole(path)
+    assert removed == [path]
+
+
 def test_a_flux_quantum_beyond_32_bits_is_no_silent_loss() -> None:
     from matforge.vacua.campaign import chores
 

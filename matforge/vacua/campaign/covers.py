@@ -36,10 +36,12 @@ def cover_dir(geometry: Geometry, region: Region, tuning: Tuning) -> Path:
 
 def whole(path: Path) -> bool:
     """Whether a published directory is there and undamaged; a damaged one is removed."""
+    if not path.is_dir():
+        return False  # not removed: another search may publish it this moment
     try:
         if json.loads((path / MANIFEST).read_text()) == _contents(path):
             return True
-    except (OSError, ValueError):  # not there, torn, or just being removed by another search
+    except (OSError, ValueError):  # torn, or just being removed by another search
         pass
     shutil.rmtree(path, ignore_errors=True)
     return False

@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,7 @@ from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.hub import MAIN, HubRepository, pull_revision
 from matforge.vulcan.send import LONGEST_WAIT_S
 from matforge.vulcan.settings import check_repo, token_setting
-from matforge.vulcan.validate import DIGITS
-from matforge.vulcan.vault import catalogue, places
+from matforge.vulcan.vault import catalogue, intake, places
 from matforge.vulcan.vault.curated import Vault
 
 if TYPE_CHECKING:
@@ -202,15 +201,9 @@ def _joined(old: pa.Table, new: pa.Table) -> pa.Table:
 
     Numbers do not tell: two vaults of one person have given the same number to different vacua.
     """
-    known = set(_keys(old))
-    keep = pa.array([key not in known for key in _keys(new)], pa.bool_())
+    known = set(intake.keys_of(old))
+    keep = pa.array([key not in known for key in intake.keys_of(new)], pa.bool_())
     return pa.concat_tables([old, new.filter(keep)], promote_options="permissive")
-
-
-def _keys(table: pa.Table) -> Iterator[Any]:
-    columns = ("geometry_id", "flux", "moduli_re", "moduli_im")
-    for geometry, flux, real, imaginary in zip(*(table[name].to_pylist() for name in columns), strict=True):
-        yield geometry, tuple(flux), tuple(round(x, DIGITS) + 0.0 for x in (*real, *imaginary))
 
 
 def _free(there: Exchange, path: str) -> str:

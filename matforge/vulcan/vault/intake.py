@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from matforge.model import UsageError
 from matforge.vulcan import columns as col
 from matforge.vulcan.identity import GEOMETRY_KEYS, HASH_KEY, GeometryId
 from matforge.vulcan.problems import BatchError, Problem
-from matforge.vulcan.validate import Batch, prepare
+from matforge.vulcan.validate import DIGITS, Batch, prepare
 from matforge.vulcan.vault import places
 from matforge.vulcan.vault.checks import tadpoles
 
@@ -67,6 +67,18 @@ def values_of(table: pa.Table) -> tuple[Any, Any, Any]:
     )
     tau = table["tau_re"].to_numpy() + 1j * table["tau_im"].to_numpy()
     return flux.astype(np.int64), real + 1j * imaginary, tau
+
+
+def key_of(flux: Sequence[int], real: Sequence[float], imaginary: Sequence[float]) -> Any:
+    """What is the same for two copies of a vacuum of one geometry."""
+    return (*flux, *(round(x, DIGITS) + 0.0 for x in (*real, *imaginary)))
+
+
+def keys_of(table: pa.Table) -> Iterator[Any]:
+    """The geometry and the key of each row."""
+    columns = (table[name].to_pylist() for name in ("geometry_id", "flux", "moduli_re", "moduli_im"))
+    for geometry, *vacuum in zip(*columns, strict=True):
+        yield geometry, key_of(*vacuum)
 
 
 def nothing_of(width: int, h: int) -> tuple[Any, Any, Any]:

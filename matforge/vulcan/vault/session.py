@@ -25,7 +25,6 @@ from matforge.model import UsageError
 from matforge.vulcan import runid
 from matforge.vulcan.frames import to_pandas
 from matforge.vulcan.identity import GeometryId
-from matforge.vulcan.validate import DIGITS
 from matforge.vulcan.vault import intake, places
 from matforge.vulcan.vault.catalogue import VaultDamagedError, write_table
 from matforge.vulcan.vault.checks import SAME
@@ -211,9 +210,7 @@ def _distinct(table: pa.Table) -> pa.Table:
     """The first row of every (flux, z), to 8 digits; geometries of one width only are compared."""
     seen: set[Any] = set()
     keep = []
-    columns = (table[name].to_pylist() for name in ("geometry_id", "flux", "moduli_re", "moduli_im"))
-    for geometry, flux, real, imaginary in zip(*columns, strict=True):
-        key = (geometry, *flux, *(round(x, DIGITS) + 0.0 for x in (*real, *imaginary)))
+    for key in intake.keys_of(table):
         keep.append(key not in seen)
         seen.add(key)
     return table.filter(pa.array(keep, pa.bool_()))
@@ -222,8 +219,9 @@ def _distinct(table: pa.Table) -> pa.Table:
 def _key(row: Mapping[str, Any]) -> Any:
     """What is the same for two copies of a vacuum."""
     try:
-        z = (*row["moduli_re"], *row["moduli_im"])
-        return (*row["flux"], *(round(x, DIGITS) + 0.0 for x in z))
+        key = intake.key_of(row["flux"], row["moduli_re"], row["moduli_im"])
+        hash(key)
+        return key
     except (KeyError, TypeError):
         return repr(row)  # no vacuum; it will be told what is wrong with it
 

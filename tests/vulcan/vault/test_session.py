@@ -75,7 +75,15 @@ def test_the_writer_keeps_what_it_was_given_also_when_the_body_fails(store: Sess
 
 
 @pytest.mark.parametrize(
-    "bad", [{"flux": [1]}, {"tau_re": float("nan")}, {"flux": [1, 2]}, {"moduli_im": None}, "no mapping"]
+    "bad",
+    [
+        {"flux": [1]},
+        {"flux": [[1]]},
+        {"tau_re": float("nan")},
+        {"flux": [1, 2]},
+        {"moduli_im": None},
+        "no mapping",
+    ],
 )
 def test_a_row_that_is_no_vacuum_is_told_at_once_and_costs_no_other(bad: Any, store: SessionStore) -> None:
     """D29: told at the end, and all rows were lost."""
