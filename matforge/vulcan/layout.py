@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def sidecar_of(parquet: Path) -> Path:
 def error_of(parquet: Path) -> Path:
     """The file in ``failed/`` that says why a shard was rejected."""
     return parquet.with_name(f"_{parquet.name}{ERROR_SUFFIX}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def beside(path: Path) -> Path:

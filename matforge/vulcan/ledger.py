@@ -278,7 +278,7 @@ class Ledger:
         finally:
             with suppress(OSError):
                 beside.unlink()
-        _sync_folder(self.folder)
+        layout.sync_folder(self.folder)
         return True
 
 
@@ -300,15 +300,6 @@ def _link(beside: Path, path: Path) -> None:
         if not (path.is_file() and path.stat().st_size == 0):
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
         os.replace(beside, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # some file systems cannot
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 def leftovers(folder: Path) -> Iterator[Path]:

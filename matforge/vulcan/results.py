@@ -9,7 +9,6 @@ under the same ids, which changes nothing.
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from matforge._version import __version__
 from matforge.model import MatForgeError
+from matforge.vulcan import layout
 from matforge.vulcan.columns import matrix
 from matforge.vulcan.forge import Vulcan
 from matforge.vulcan.runid import slug, unique
@@ -112,19 +112,22 @@ class Claims:
             time.sleep(_PAUSE_S)  # another batch was faster
 
     def _make(self, number: int, batch: str, vacua: pa.Table) -> bool:
-        beside = self.folder / f".{secrets.token_hex(8)}.tmp"
+        beside = layout.beside(self.folder / "claim")
         beside.mkdir(parents=True)
         try:
             with (beside / f"{batch}.parquet").open("wb") as file:
                 pq.write_table(vacua, file, compression="zstd")
                 file.flush()
                 os.fsync(file.fileno())
+            layout.sync_folder(beside)
             try:
                 beside.rename(self.folder / f"{number:06d}")
             except OSError:
                 if not (self.folder / f"{number:06d}").is_dir():
                     raise
                 return False
+            # what is staged must not outlive its claim, or it would be staged under another run id, too
+            layout.sync_folder(self.folder)
             return True
         finally:
             shutil.rmtree(beside, ignore_errors=True)

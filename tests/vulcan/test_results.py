@@ -107,6 +107,29 @@ def test_a_chore_killed_at_any_step_stages_the_rest_when_it_is_run_again(tmp_pat
     assert all(one["again"] == 0 and one["fluxes"] == rows for one in seen)
 
 
+def test_a_claim_is_on_the_disk_before_anything_of_it_is_staged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power failure could leave the shard without its claim, and it would be staged once more."""
+    steps: list[str] = []
+    sync, link = os.fsync, os.link
+
+    def note_sync(descriptor: int) -> None:
+        sync(descriptor)
+        steps.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def note_link(source: Any, target: Any) -> None:
+        steps.append("staged")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "link", note_link)
+    stage_batch(target_of(forge(tmp_path)), octic(), found(3), tmp_path / "run", "a")
+    file, folder, *names = steps[: steps.index("staged")]
+    assert file == f"{folder}/a.parquet"
+    assert names == [str(tmp_path / "run" / "staged")]
+
+
 def test_a_claim_that_cannot_be_read_is_named_and_nothing_is_guessed(tmp_path: Path) -> None:
     handle, run = forge(tmp_path), tmp_path / "run"
     stage_batch(target_of(handle), octic(), found(3), run, "a")
