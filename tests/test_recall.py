@@ -18,7 +18,7 @@ import pytest
 
 import matforge
 from matforge import Pipeline, WithReport, opening
-from matforge.chore import Call, pack
+from matforge.chore import Call
 from matforge.engine import salvage
 from matforge.engine.cache import FOLDER, Cache
 from matforge.engine.history import story_of
@@ -28,6 +28,7 @@ from matforge.engine.run import Run
 from matforge.engine.store import RunStore
 from matforge.future import RunFuture
 from matforge.model import Attempt, Resources, Usage, UsageError
+from matforge.packing import pack
 from matforge.policy import Policy
 from matforge.recall import Recall
 from matforge.steering import Entry
