@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from contextlib import suppress
 
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig
@@ -48,6 +47,6 @@ def _clean_up(config: AgentConfig) -> None:
         try:
             os.kill(config.parent, 0)
         except ProcessLookupError:
-            # nobody else is left to remove the driver's private directory
-            with suppress(OSError):
-                shutil.rmtree(os.path.dirname(config.scratch))
+            # nobody else is left to remove the driver's private directory; the agent may still be removing
+            # its own part of it, which must not end this
+            shutil.rmtree(os.path.dirname(config.scratch), ignore_errors=True)
