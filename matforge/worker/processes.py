@@ -75,13 +75,29 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
+def has_ended(pid: int) -> bool:
+    """Whether a process is no more, or is a zombie that only waits for its parent to ask how it ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return _state_of(pid) in (b"Z", b"X")
+
+
 def is_stopped(pid: int) -> bool:
     """Whether a process has been stopped by a signal (not by a debugger); False where unknown."""
+    return _state_of(pid) == b"T"
+
+
+def _state_of(pid: int) -> bytes:
+    """The letter that the kernel gives for what a process does; empty where unknown."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] == b"T"
+            return file.read().rpartition(b")")[2].split()[0]
     except (OSError, IndexError):
-        return False
+        return b""
 
 
 def memory_of(pids: Iterable[int]) -> int:

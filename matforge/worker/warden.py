@@ -43,10 +43,7 @@ def start(config: AgentConfig) -> int:
 def _clean_up(config: AgentConfig) -> None:
     processes.sweep(config.token)
     shutil.rmtree(config.scratch, ignore_errors=True)
-    if config.parent:
-        try:
-            os.kill(config.parent, 0)
-        except ProcessLookupError:
-            # nobody else is left to remove the driver's private directory; the agent may still be removing
-            # its own part of it, which must not end this
-            shutil.rmtree(os.path.dirname(config.scratch), ignore_errors=True)
+    if config.parent and processes.has_ended(config.parent):
+        # nobody else is left to remove the driver's private directory; the agent may still be removing
+        # its own part of it, which must not end this
+        shutil.rmtree(os.path.dirname(config.scratch), ignore_errors=True)

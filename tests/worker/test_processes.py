@@ -160,3 +160,12 @@ def test_a_start_that_fails_is_told_in_one_sentence() -> None:
     assert failure.message.count("\n") == 0
     assert "ImportError: no zmq" in failure.message
     assert "environment (A)" in failure.message
+
+
+def test_a_process_has_ended_before_its_parent_asks_for_it() -> None:
+    child = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and a zombie still
+    assert processes.has_ended(child.pid)
+    child.wait()
+    assert processes.has_ended(child.pid)
+    assert not processes.has_ended(os.getpid())
