@@ -43,7 +43,7 @@ Misused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__
 """What typer raises for a command that was not typed as it should; which click it is of, only it knows."""
 
 
-def run() -> None:
+def run() -> NoReturn:
     """Run the command line; every error a user can cause ends in one sentence."""
     try:
         with sentences():
@@ -58,8 +58,7 @@ def run() -> None:
         raise SystemExit(int(Exit.FAILED)) from None
     if code == Exit.INTERRUPTED:
         _tell_interrupted()
-    if code:
-        raise SystemExit(code)
+    raise SystemExit(code or 0)
 
 
 def _tell_misuse(error: Any) -> NoReturn:
