@@ -105,6 +105,15 @@ def next_id(table: pa.Table) -> int:
     return max(stored, highest + 1)
 
 
+def parse(data: bytes) -> pa.Table:
+    """The table in the bytes of a parquet file, read without threads.
+
+    Threads of Arrow's let go of what Python gave them to read some time after the read, and if the
+    interpreter is ending by then it aborts.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
+
+
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """A table of that schema, empty if there is no such file.
 
@@ -114,8 +123,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         If it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
+        table = parse(path.read_bytes())
         return table.select(schema.names).cast(schema.with_metadata(table.schema.metadata))
     except FileNotFoundError:
         return schema.empty_table()

@@ -191,7 +191,7 @@ def _bytes(table: pa.Table) -> bytes:
 
 def _parsed(data: bytes, path: str) -> pa.Table:
     try:
-        return pq.read_table(io.BytesIO(data))
+        return catalogue.parse(data)
     except (pa.ArrowException, OSError) as error:
         raise MatForgeError(f"{path} of the repository cannot be read: {error}") from error
 

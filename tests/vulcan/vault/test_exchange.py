@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from matforge.model import UsageError
@@ -81,6 +83,35 @@ def test_vacua_of_two_vaults_are_joined_although_their_numbers_are_the_same(
     assert send(other, hub, if_exists="append").rows == 4
     found = fetch(REPO, PATH, endpoint=hub.endpoint)
     assert sorted(list(f) for f in found["flux"]) == sorted(octic_vacua(4)["flux"])
+
+
+def test_what_lies_in_memory_of_python_is_read_without_threads(
+    hub: LoopbackHub, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those let go of it some time after the read, and a command that ended just then was aborted."""
+    sources: list[Any] = []
+    threads: list[bool] = []
+    read_table = pq.read_table
+
+    def noting(source: Any, *arguments: Any, **options: Any) -> pa.Table:
+        sources.append(source)
+        return read_table(source, *arguments, **options)
+
+    class Noting(pq.ParquetFile):  # type: ignore[misc]
+        def read(self, *arguments: Any, use_threads: bool = True, **options: Any) -> pa.Table:
+            threads.append(use_threads)
+            return super().read(*arguments, use_threads=use_threads, **options)
+
+    monkeypatch.setattr(pq, "read_table", noting)
+    monkeypatch.setattr(pq, "ParquetFile", Noting)
+    vault.retract(1, "why", "me")
+    send(vault, hub)
+    vault.designate(octic_vacua(1, first=4), "paper", "me", model=octic())
+    send(vault, hub, if_exists="append")
+    assert len(fetch(REPO, PATH, endpoint=hub.endpoint)) == 3
+    assert all(isinstance(source, str | Path) for source in sources)
+    assert len(threads) > 0
+    assert not any(threads)
 
 
 def test_of_two_pushes_at_once_neither_is_lost(hub: LoopbackHub, vault: Vault, tmp_path: Path) -> None:
