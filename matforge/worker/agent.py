@@ -60,6 +60,8 @@ class Agent:
         self._next_tick = self._next_check = now
         self._orders: dict[str, Any] | None = None
         """The order to end, once there is one."""
+        self._told = False
+        """Whether the driver has said ``bye``; else it has probably ended, or is about to."""
 
     def _connect(self) -> zmq.Socket[bytes]:
         connection: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
@@ -106,7 +108,10 @@ class Agent:
         processes.kill_children()
         self._flush()
         shutil.rmtree(self._config.scratch, ignore_errors=True)
-        if self._config.parent and os.getppid() != self._config.parent:
+        parent = self._config.parent
+        if parent and (
+            os.getppid() != parent or (not self._told and processes.ends_within(parent, warden.DYING_S))
+        ):
             # nobody else is left to remove the driver's private directory
             shutil.rmtree(os.path.dirname(self._config.scratch), ignore_errors=True)
         self._socket.close()
@@ -202,6 +207,7 @@ class Agent:
             elif kind == "withdraw":
                 self._pool.withdraw()
             elif kind == "bye":
+                self._told = True
                 self._end(kill=message["kill"])
 
     def _send(self, header: dict[str, Any], blobs: bytes = b"") -> None:

@@ -14,6 +14,9 @@ import signal
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig
 
+DYING_S = 2.0
+"""Seconds that a driver which was killed together with its agent may take to be gone."""
+
 
 def start(config: AgentConfig) -> int:
     """Fork the warden of the calling process, which must not have any threads yet.
@@ -43,7 +46,7 @@ def start(config: AgentConfig) -> int:
 def _clean_up(config: AgentConfig) -> None:
     processes.sweep(config.token)
     shutil.rmtree(config.scratch, ignore_errors=True)
-    if config.parent and processes.has_ended(config.parent):
+    if config.parent and processes.ends_within(config.parent, DYING_S):
         # nobody else is left to remove the driver's private directory; the agent may still be removing
         # its own part of it, which must not end this
         shutil.rmtree(os.path.dirname(config.scratch), ignore_errors=True)

@@ -163,9 +163,10 @@ def test_a_start_that_fails_is_told_in_one_sentence() -> None:
 
 
 def test_a_process_has_ended_before_its_parent_asks_for_it() -> None:
-    child = subprocess.Popen(["true"])
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and a zombie still
-    assert processes.has_ended(child.pid)
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    assert not processes.ends_within(child.pid, 0.0)
+    child.stdin.close()
+    assert processes.ends_within(child.pid, 30.0)
     child.wait()
-    assert processes.has_ended(child.pid)
-    assert not processes.has_ended(os.getpid())
+    assert processes.ends_within(child.pid, 0.0)
