@@ -64,6 +64,40 @@ def warm(count: int = 20_000) -> dict[str, object]:
         return {"chores": count, "chores_per_s": round(count / (time.perf_counter() - begun))}
 
 
+PEER = """
+import sys, time
+from matensemble.pipeline import Pipeline
+pipe = Pipeline()
+
+@pipe.chore()
+def trivial(i: int) -> int:
+    return i
+
+count = int(sys.argv[1])
+for i in range(count):
+    trivial(i)
+begun = time.perf_counter()
+pipe.submit(log_delay=5)
+assert len(pipe.results()) == count
+print(count / (time.perf_counter() - begun), file=open(sys.argv[2], "w"))
+"""
+
+
+def peer(count: int = 100) -> dict[str, object]:
+    """The same through MatEnsemble, with the interpreter that ``MATFORGE_MATENSEMBLE_PYTHON`` names."""
+    python = os.environ.get("MATFORGE_MATENSEMBLE_PYTHON")
+    if not python:
+        return {"skipped": "MATFORGE_MATENSEMBLE_PYTHON does not name an interpreter with matensemble"}
+    with tempfile.TemporaryDirectory() as folder:
+        script, told = Path(folder) / "peer.py", Path(folder) / "rate"
+        script.write_text(PEER)
+        subprocess.run(
+            [python, str(script), str(count), str(told)], cwd=folder, check=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        return {"chores": count, "matensemble_per_s": round(float(told.read_text()), 2)}
+
+
 def flat(count: int = 100_000) -> dict[str, object]:
     """Jobs and memory (MiB) of the broker before and after many warm chores."""
 
@@ -141,8 +175,8 @@ def idle(seconds: float = 20.0) -> dict[str, object]:
 
 
 BENCHMARKS: dict[str, Callable[[], dict[str, object]]] = {
-    "search": search, "warm": warm, "flat": flat, "commands": commands, "chain": chain, "idle": idle,
-    "jobs": jobs,
+    "search": search, "warm": warm, "peer": peer, "flat": flat, "commands": commands, "chain": chain,
+    "idle": idle, "jobs": jobs,
 }  # fmt: skip
 
 if __name__ == "__main__":
