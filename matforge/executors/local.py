@@ -334,12 +334,13 @@ class LocalExecutor(Polling):
         if self._agent is not None:
             agent, self._agent = self._agent, None
             self._send(agent, [encode({"t": "bye", "kill": kill})])
-            os.set_blocking(agent.read_end, True)
             if not agent.connected:
                 # it has not begun to listen, and has no slots
                 agent.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                agent.process.wait(_CLOSE_S)
+            # it closes the pipe when it ends; Popen.wait would look only every twentieth of a second
+            if processes.readable_within(agent.read_end, _CLOSE_S):
+                with suppress(subprocess.TimeoutExpired):
+                    agent.process.wait(1.0)
             agent.end()
         if self._context is not None:
             self._socket.close()

@@ -235,6 +235,7 @@ def main() -> None:
     guard = warden.start(config)
     processes.adopt_orphans()
     Agent(config, config_path, guard).run()
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ whose grandchildren leave its session may outlive it.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import select
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
@@ -48,6 +50,27 @@ def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def leave() -> NoReturn:
+    """End this process after its exit handlers, without taking apart all that it has loaded.
+
+    With JAX that takes a quarter of a second, and threads that a chore left could keep it for ever.
+    """
+    try:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+    finally:
+        os._exit(0)
+
+
+def readable_within(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read, the end of the file included, or comes in time."""
+    poller = select.poll()  # select.select knows no descriptors above 1023
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(1000 * seconds))
 
 
 def children_of(pid: int) -> list[int]:
@@ -88,7 +111,7 @@ def ends_within(pid: int, seconds: float) -> bool:
     except (AttributeError, OSError):  # a system without them
         return False
     try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        return readable_within(descriptor, seconds)
     finally:
         os.close(descriptor)
 

@@ -96,3 +96,4 @@ def main() -> None:
     guard = warden.start(complete)
     processes.adopt_orphans()
     Agent(complete, path, guard).run()
+    processes.leave()

@@ -104,8 +104,7 @@ class Slot:
             self._send([*report, retire], blob)
             self._stage.set(Stage.IDLE)
             if retire:
-                # no finalisation: threads that a chore left could keep the process for ever
-                os._exit(0)
+                return
 
     def _run(self, task: list[Any], blob: bytes) -> tuple[list[Any], bytes, str]:
         job = Job.from_wire(task, blob)
@@ -200,3 +199,4 @@ def main() -> None:
     channel = socket.socket(fileno=int(descriptor))
     channel.set_inheritable(False)
     Slot(config_path, channel, int(number)).serve()
+    processes.leave()

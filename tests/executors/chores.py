@@ -5,6 +5,7 @@ Run as a program with a path it is the command of a chore that leaves a family o
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import decimal
 import errno
@@ -54,6 +55,12 @@ def echo(value: Any) -> Any:
 
 def length(value: Any) -> int:
     return len(value)
+
+
+def say_farewell(path: str) -> str:
+    """Have a file written when the process ends."""
+    atexit.register(Path(path).write_text, "farewell")
+    return path
 
 
 def many_bytes(count: int) -> bytes:

@@ -527,6 +527,20 @@ class RealWorkContract(ProtocolContract):
         gates[1].open()
         assert fresh.wait_for(held)[1].failure is None
 
+    @pytest.mark.parametrize("isolated", [False, True])
+    def test_exit_handlers_of_chores_run_when_their_slot_ends(
+        self, fresh: Harness, tmp_path: Path, isolated: bool
+    ) -> None:
+        farewell = tmp_path / "farewell"
+        resources = Resources(isolated=isolated)
+        assert fresh.value(fresh.task(chores.say_farewell, str(farewell), resources=resources)) == os.fspath(
+            farewell
+        )
+        if not isolated:
+            assert not farewell.exists()
+            fresh.executor.close()
+        assert fresh.wait_for_file(farewell) == "farewell"
+
     def test_cancelling_ends_the_whole_tree(self, fresh: Harness, tmp_path: Path) -> None:
         for task in (
             fresh.task(chores.family, str(tmp_path / "python")),

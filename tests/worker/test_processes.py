@@ -170,3 +170,37 @@ def test_a_process_has_ended_before_its_parent_asks_for_it() -> None:
     assert processes.ends_within(child.pid, 30.0)
     child.wait()
     assert processes.ends_within(child.pid, 0.0)
+
+
+def test_a_process_leaves_after_its_exit_handlers_and_with_what_it_has_printed() -> None:
+    said = run_python(
+        "import atexit, sys, threading\n"
+        "from matforge.worker import processes\n"
+        "atexit.register(print, 'handler', end='')\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"  # it would be waited for
+        "print('first')\n"
+        "processes.leave()\n"
+        "print('never')\n"
+    )
+    assert said == "first\nhandler"
+
+
+def test_an_exit_handler_that_fails_keeps_no_process() -> None:
+    program = (
+        "import atexit\n"
+        "from matforge.worker import processes\n"
+        "atexit.register(print, 'the other', flush=True)\n"
+        "atexit.register(lambda: 1 / 0)\n"
+        "processes.leave()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "the other\n")
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_the_end_of_a_pipe_is_noticed_and_silence_is_not_taken_for_it() -> None:
+    reader, writer = os.pipe()
+    assert not processes.readable_within(reader, 0.01)
+    os.close(writer)
+    assert processes.readable_within(reader, 30.0)
+    os.close(reader)
