@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from matforge.engine import arbitration, graph
+from matforge.engine import arbitration, events
 from matforge.engine.run import Run
 from matforge.executors.protocol import Capacity
 from matforge.model import ChoreState
@@ -53,7 +53,7 @@ class Dispatch:
         if not self.closed:
             self.ends_at = capacity.ends_at
         for chore_id in self._late:
-            self._run.graph.handle(graph.Released(chore_id))
+            self._run.graph.handle(events.Released(chore_id))
         self._late.clear()
 
     def close(self, ends_at: float | None) -> None:
@@ -69,14 +69,14 @@ class Dispatch:
 
     def pause(self, chore_id: str, until: float) -> None:
         """Keep a READY chore back for a while."""
-        self._run.graph.handle(graph.Held(chore_id))
+        self._run.graph.handle(events.Held(chore_id))
         heapq.heappush(self._pauses, (until, chore_id))
 
     def release(self, now: float) -> None:
         """Let go what has waited long enough."""
         while self._pauses and self._pauses[0][0] <= now:
             _, chore_id = heapq.heappop(self._pauses)
-            self._run.graph.handle(graph.Released(chore_id))
+            self._run.graph.handle(events.Released(chore_id))
 
     # -- what follows from it
 
@@ -108,7 +108,7 @@ class Dispatch:
         declared = chore.policy.expected
         return declared if declared is not None else self._run.longest.get(chore.name)
 
-    def select(self, now: float) -> Iterator[graph.Submit]:
+    def select(self, now: float) -> Iterator[events.Submit]:
         """Attempts to hand to the executor, in order; each counts as running once it is taken."""
         if self.closed:
             return
@@ -124,7 +124,7 @@ class Dispatch:
         memory = self.capacity.total_memory
         while (chore_id := run.graph.next_ready()) is not None:
             if self._too_late(chore_id, now):
-                run.graph.handle(graph.Held(chore_id))
+                run.graph.handle(events.Held(chore_id))
                 self._late.add(chore_id)
                 continue
             wants = run.records[chore_id].chore.resources

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from matforge.chore import Call, Chore, salt_of
 from matforge.dispatch import GRACE_S, Dispatch
-from matforge.engine import graph, salvage
+from matforge.engine import events, salvage
 from matforge.engine.cache import Cache
 from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
@@ -401,9 +401,9 @@ class FluxManager:
             alone=run.graph.nodes[chore.id].suspect,
         )
 
-    def _perform(self, instructions: list[graph.Instruction]) -> None:
+    def _perform(self, instructions: list[events.Instruction]) -> None:
         attempts = [
-            Attempt(i.id, self.engine.epoch, i.number) for i in instructions if isinstance(i, graph.Cancel)
+            Attempt(i.id, self.engine.epoch, i.number) for i in instructions if isinstance(i, events.Cancel)
         ]
         if attempts:
             self._executor.cancel(attempts)
@@ -418,7 +418,7 @@ class FluxManager:
         elif isinstance(report, Started):
             if report.attempt.epoch == self.engine.epoch:
                 self._begun[report.attempt.chore_id] = report, self._executor.now()
-                self.engine.graph.handle(graph.Started(report.attempt.chore_id, report.attempt.number))
+                self.engine.graph.handle(events.Started(report.attempt.chore_id, report.attempt.number))
         elif isinstance(report, Lost):
             # what a broken executor gives back has done nothing wrong: it is simply still to be run
             if self.problem is None and self.engine.is_current(report.attempt):
@@ -495,8 +495,8 @@ class FluxManager:
         if run.plan or self._held or self._additions:
             return
         if not run.outbox and self._steering.idle:
-            done = run.graph.handle(graph.Settled())
-            self._finished = self._finished or any(isinstance(i, graph.Finish) for i in done)
+            done = run.graph.handle(events.Settled())
+            self._finished = self._finished or any(isinstance(i, events.Finish) for i in done)
 
     def _apply(self, answer: Answer) -> None:
         run = self.engine

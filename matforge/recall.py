@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge.chore import Chore, content_key
-from matforge.engine import graph, results, sketch
+from matforge.engine import events, results, sketch
 from matforge.engine.cache import Cache, digest_at
 from matforge.engine.cache import Entry as CacheEntry
 from matforge.engine.locations import read
@@ -107,7 +107,7 @@ class Recall:
             record = run.records[node.id]
             entry = self._functions.get(record.chore.function or "")
             if self._cache is None or entry is None or not entry.fingerprint:
-                run.graph.handle(graph.Released(node.id))
+                run.graph.handle(events.Released(node.id))
                 continue
             inputs = [run.records[name].result for name in record.chore.inputs]
             asked = _Asked(
@@ -228,7 +228,7 @@ class Recall:
         if found is None:
             if key:
                 self._keys[name] = key
-            run.graph.handle(graph.Released(name))
+            run.graph.handle(events.Released(name))
             return
         log.info("%s is taken from the cache: %s made it", name, found.entry.made.get("run"))
         run.recalled(asked.attempt, key, found.where, found.data, found.entry.report, time.time())

@@ -18,7 +18,7 @@ from typing import Any
 from matforge.chore import Call, Registration, check_nice, nearest
 from matforge.control import Desk, RunOverError
 from matforge.engine import results
-from matforge.engine.graph import Cancelled, Reprioritised
+from matforge.engine.events import Cancelled, Reprioritised
 from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step
 from matforge.engine.run import Stop as StopStep

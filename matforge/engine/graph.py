@@ -3,7 +3,8 @@
 ``handle(event)`` is the only way to change a :class:`Graph`, and the table :data:`TRANSITIONS` is
 the only place that says which state may follow which. Every step costs O(log n) in the number of
 chores (plus the number of dependents of the chore that ended). Because nothing is performed here,
-replaying the same events gives the same graph: that is how a run is resumed.
+replaying the same events gives the same graph: that is how a run is resumed. Events and
+instructions are in :mod:`matforge.engine.events`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,27 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from matforge.engine.events import (
+    Added,
+    Cancel,
+    Cancelled,
+    Event,
+    Failed,
+    Finish,
+    Held,
+    Instruction,
+    Lost,
+    Offered,
+    Publish,
+    Released,
+    Reprioritised,
+    Settled,
+    Spoiled,
+    Started,
+    Submit,
+    Succeeded,
+    Withdrawn,
+)
 from matforge.model import ChoreState, Failure, FailureKind, UsageError
 from matforge.policy import RULES
 
@@ -44,165 +66,6 @@ kills them."""
 MAX_DOUBTS = 2
 """A chore that was lost this often with its node, beside others, has the next one for itself: then it is
 seen which of them kills it, and the others are not blamed."""
-
-
-# ---------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class Added:
-    """A chore became part of the run."""
-
-    id: str
-    inputs: tuple[str, ...] = ()
-    nice: int = 0
-    unfit: Failure | None = None
-    """Why the chore can never run here, if it cannot."""
-    retries: int = 0
-    """Failures of its own after which it is tried again."""
-    lookup: bool = False
-    """Whether its result may exist already: when it becomes READY it is held, and listed in
-    :attr:`Graph.lookups`, until it is released or somebody has the result."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """There is room for at most ``count`` more chores."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """An attempt has begun to run.
-
-    For a READY chore and a new number: a driver whose memory is gone had submitted it (replay).
-    """
-
-    id: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """An attempt has published a result."""
-
-    id: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An attempt has ended without a result."""
-
-    id: str
-    number: int
-    failure: Failure
-    final: bool = False
-    """Whether it is known already that it was not tried again (replay)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The place where an attempt ran is gone."""
-
-    id: str
-    number: int
-    failure: Failure
-    alone: bool = False
-    """Whether nothing else was at the node that was lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class Withdrawn:
-    """An attempt was taken back before it had begun; not journalled, as nobody wrote that it was given."""
-
-    id: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spoiled:
-    """The result of a COMPLETED chore is missing or damaged, and is wanted."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cancelled:
-    """Somebody wants the chore, and with it all that depends on it, not to run."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reprioritised:
-    """The chore's place in the queue changed; lower ``nice`` runs earlier."""
-
-    id: str
-    nice: int
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A READY chore is not to be submitted for now."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Released:
-    """A chore that was held may be submitted again."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """Nobody will add anything unless another chore ends."""
-
-
-ChoreEvent = Added | Started | Succeeded | Failed | Lost | Withdrawn | Spoiled | Cancelled | Reprioritised
-Event = ChoreEvent | Offered | Held | Released | Settled
-
-
-# ---------------------------------------------------------------- instructions
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Give this attempt to the executor."""
-
-    id: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Publish:
-    """The chore has reached a final state; tell whoever wants to know."""
-
-    id: str
-    state: ChoreState
-    failure: Failure | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Ask the executor to stop this attempt."""
-
-    id: str
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Everything has ended."""
-
-
-Instruction = Submit | Publish | Cancel | Finish
-
-
-# ---------------------------------------------------------------- the machine
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matforge.chore import Call, Chore
-from matforge.engine.graph import Cancelled, Instruction, Reprioritised
+from matforge.engine.events import Cancelled, Instruction, Reprioritised
 
 if TYPE_CHECKING:
     from matforge.engine.run import Change, Run, Step

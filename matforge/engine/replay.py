@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from matforge.engine.graph import READY, Cancelled, Failed, Lost, Reprioritised, Started, Succeeded
+from matforge.engine.events import Cancelled, Failed, Lost, Reprioritised, Started, Succeeded
+from matforge.engine.graph import READY
 from matforge.engine.plan import Plan
 from matforge.engine.records import Ending, Facts, attempt_record
 from matforge.model import Attempt, ChoreState, Failure, Location, MatForgeError, Usage

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from matforge.chore import nearest
-from matforge.engine.graph import Graph, Instruction
+from matforge.engine.events import Instruction
+from matforge.engine.graph import Graph
 from matforge.engine.history import chore_ids
 from matforge.engine.lock import holder
 from matforge.engine.run import Run

@@ -20,14 +20,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from matforge.chore import Call, Chore, chore_id, content_key, named_key
-from matforge.engine.graph import (
-    READY,
-    RUNNING,
+from matforge.engine.events import (
     Added,
     Cancelled,
     ChoreEvent,
     Failed,
-    Graph,
     Instruction,
     Lost,
     Offered,
@@ -39,6 +36,7 @@ from matforge.engine.graph import (
     Succeeded,
     Withdrawn,
 )
+from matforge.engine.graph import READY, RUNNING, Graph
 from matforge.engine.journal import Journal
 from matforge.engine.plan import SLICE, Plan
 from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record

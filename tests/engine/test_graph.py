@@ -13,15 +13,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from matforge.engine.graph import (
-    TRANSITIONS,
+from matforge.engine.events import (
     Added,
     Cancel,
     Cancelled,
     Event,
     Failed,
     Finish,
-    Graph,
     Lost,
     Offered,
     Publish,
@@ -33,6 +31,7 @@ from matforge.engine.graph import (
     Succeeded,
     Withdrawn,
 )
+from matforge.engine.graph import TRANSITIONS, Graph
 from matforge.model import ChoreState, Failure, FailureKind, UsageError
 
 BLOCKED, READY, RUNNING = ChoreState.BLOCKED, ChoreState.READY, ChoreState.RUNNING

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matforge.chore import Call
-from matforge.engine.graph import Cancel
+from matforge.engine.events import Cancel
 from matforge.engine.journal import Journal
 from matforge.engine.lock import RunLock
 from matforge.engine.requests import (

@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from matforge.chore import Call
 from matforge.engine import journal
-from matforge.engine.graph import Cancelled, Reprioritised
+from matforge.engine.events import Cancelled, Reprioritised
 from matforge.engine.journal import Journal
 from matforge.engine.records import Ending
 from matforge.engine.run import Run, Step, Stop
