@@ -22,9 +22,9 @@ from matforge.engine.lock import LockedError, RunLock
 from matforge.engine.records import Ending
 from matforge.engine.requests import Answer as Reply
 from matforge.engine.requests import Inbox, cancel_chores
-from matforge.engine.run import STOP, Run
-from matforge.engine.run import Stop as StopStep
+from matforge.engine.run import Run
 from matforge.engine.status import StatusWriter
+from matforge.engine.steps import STOP, Stop
 from matforge.engine.store import StorageError, storage_sentence
 from matforge.executors.protocol import (
     CapacityChanged,
@@ -103,6 +103,7 @@ class FluxManager:
         cache: Cache | None = None,
     ) -> None:
         self.engine = run
+        self._decisions = run.decisions
         self.status = status
         status.tally = run.tally
         self._executor = executor
@@ -248,7 +249,7 @@ class FluxManager:
         return storage_sentence(Path(error.filename or self.engine.store.path), error)
 
     def _begin(self) -> None:
-        if self.engine.graph.open or self.engine.outbox or self.engine.plan or self._fresh:
+        if self.engine.graph.open or self.engine.outbox or self._decisions.plan or self._fresh:
             try:
                 self._executor.start(self._context)
             except (MatForgeError, OSError) as error:
@@ -257,8 +258,8 @@ class FluxManager:
         self._learn_capacity()
         self.status.state = RunState.RUNNING
         self._tell_errors()
-        self._stopped = next((o for o in sorted(self.engine.origins) if o.startswith(STOP)), "")
-        for chore in self.engine.stopped_by():
+        self._stopped = next((o for o in sorted(self._decisions.origins) if o.startswith(STOP)), "")
+        for chore in self._decisions.stopped_by():
             self._stop_for(chore)
         if self._fresh:
             self._steering.ask(None)
@@ -282,7 +283,7 @@ class FluxManager:
         while self._requests and self._interrupted is None:
             self._requests.popleft()()
         # a plan has numbered its chores already, so others have to wait for their numbers
-        while self._additions and self._interrupted is None and self.engine.plan is None:
+        while self._additions and self._interrupted is None and self._decisions.plan is None:
             call, added = self._additions.popleft()
             try:
                 chore = self.engine.add(call)
@@ -294,7 +295,7 @@ class FluxManager:
 
     def _cancel(self, chore_id: str) -> None:
         if chore_id in self.engine.records:
-            self._perform(self.engine.cancel(chore_id))
+            self._perform(self._decisions.cancel(chore_id))
 
     def _hear(self) -> None:
         """Do what was asked through the run directory; journalled before it is told."""
@@ -311,7 +312,7 @@ class FluxManager:
 
     def _patience(self) -> float:
         """How long the next poll may wait."""
-        if self._finished or self._requests or self._additions or self.engine.plan is not None:
+        if self._finished or self._requests or self._additions or self._decisions.plan is not None:
             return 0.0
         if self.engine.graph.lookups:
             return 0.0
@@ -475,37 +476,36 @@ class FluxManager:
         self._stop()
 
     def _stop(self) -> None:
-        self._perform(self.engine.decide([StopStep()], state=None, origin=self._stopped))
+        self._perform(self._decisions.decide([Stop()], state=None, origin=self._stopped))
 
     # -- the strategy
 
     def _settle(self) -> None:
         """Put new endings to the strategy, apply its answers, and see whether all is done."""
         run = self.engine
-        self._perform(run.advance())
+        self._perform(self._decisions.advance())
         while True:
             while self._asked < len(run.outbox):
                 self._steering.ask(run.outbox[self._asked])
                 self._asked += 1
             # answers count in their order, so what follows a plan waits for it
-            answer = self._steering.collect() if run.plan is None else None
+            answer = self._steering.collect() if self._decisions.plan is None else None
             if answer is None:
                 break
             self._apply(answer)
-        if run.plan or self._held or self._additions:
+        if self._decisions.plan or self._held or self._additions:
             return
         if not run.outbox and self._steering.idle:
             done = run.graph.handle(events.Settled())
             self._finished = self._finished or any(isinstance(i, events.Finish) for i in done)
 
     def _apply(self, answer: Answer) -> None:
-        run = self.engine
         if answer.ending is None:
-            instructions = run.decide(
+            instructions = self._decisions.decide(
                 answer.steps, state=answer.state, origin=answer.origin, error=answer.error
             )
         else:
-            instructions = run.settle(
+            instructions = self._decisions.settle(
                 answer.ending, answer.steps, state=answer.state, error=answer.error, earlier=answer.earlier
             )
             self._asked -= 1 + len(answer.earlier)
@@ -514,8 +514,8 @@ class FluxManager:
         self._perform(instructions)
 
     def _tell_errors(self) -> None:
-        if self.engine.strategy_errors:
-            self.status.extra["strategy_errors"] = self.engine.strategy_errors[-ERRORS_SHOWN:]
+        if self._decisions.strategy_errors:
+            self.status.extra["strategy_errors"] = self._decisions.strategy_errors[-ERRORS_SHOWN:]
 
     # -- the end
 
@@ -541,7 +541,7 @@ class FluxManager:
 
     def _final_state(self) -> RunState:
         if self._finished:
-            bad = self.engine.graph.counts[ChoreState.FAILED] or self.engine.strategy_errors
+            bad = self.engine.graph.counts[ChoreState.FAILED] or self._decisions.strategy_errors
             return RunState.FAILED if bad else RunState.COMPLETED
         return RunState.FAILED if self.problem else RunState.INTERRUPTED
 

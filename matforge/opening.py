@@ -310,9 +310,9 @@ def _find_chores(run: Run, script: Script) -> dict[str, str]:
 
 def _strategy_again(run: Run, script: Script | None) -> FutureProcessingStrategy:
     if script is None:
-        return load_strategy(run.store.path, run.strategy_state)
+        return load_strategy(run.store.path, run.decisions.strategy_state)
     run.store.put_function(STRATEGY_FILE, pickle_strategy(script.strategy))
-    return load_strategy(run.store.path, run.strategy_state)
+    return load_strategy(run.store.path, run.decisions.strategy_state)
 
 
 @contextmanager

@@ -307,7 +307,7 @@ class Session:
     def _sentence(self) -> str:
         if self.manager.problem:
             return self.manager.problem
-        errors = self.engine.strategy_errors
+        errors = self.engine.decisions.strategy_errors
         if not self.failures:
             return f"The strategy failed: {errors[0]}." if errors else "The run has not ended."
         roots = [i for i, f in self.failures.items() if f.root is None]

@@ -20,8 +20,9 @@ from matforge.control import Desk, RunOverError
 from matforge.engine import results
 from matforge.engine.events import Cancelled, Reprioritised
 from matforge.engine.records import Ending
-from matforge.engine.run import Run, Step
-from matforge.engine.run import Stop as StopStep
+from matforge.engine.run import Run
+from matforge.engine.steps import Step
+from matforge.engine.steps import Stop as StopStep
 from matforge.fingerprint import fingerprint
 from matforge.model import ChoreState, OutputReference, Resources, UsageError
 from matforge.packing import pack
@@ -128,7 +129,7 @@ class Steering:
         silent = type(strategy).on_event is FutureProcessingStrategy.on_event
         self._silent = strategy.inline and silent and not controls
         """Whether it never decides anything about an ending, so that it need not be asked."""
-        self._unasked = sum(origin.startswith("control-") for origin in run.origins)
+        self._unasked = sum(origin.startswith("control-") for origin in run.decisions.origins)
         """Answers to no ending so far, those of earlier drivers included."""
         self._taken: list[Ending | None] = []
         """Questions that a strategy with full control took and has not answered."""

@@ -117,7 +117,7 @@ def test_one_that_throws_is_told_about_and_called_again(folder: Path) -> None:
     calls = [call("g1"), call("g2", 2), call("g2", 3)]
     session, _ = play(folder, calls, quick, Broken(), workers=1)
     assert session.wait(60) is RunState.FAILED
-    assert session.engine.strategy_errors == ["ValueError: not today (in process_futures)"]
+    assert session.engine.decisions.strategy_errors == ["ValueError: not today (in process_futures)"]
     assert session.engine.graph.counts[ChoreState.COMPLETED] >= 2
 
 
@@ -132,7 +132,10 @@ class Wrong(FutureProcessingStrategy):
 def test_a_wrong_decision_is_told_with_the_nearest_name(folder: Path) -> None:
     session, _ = play(folder, [call("g1")], quick, Wrong())
     assert session.wait(60) is RunState.FAILED
-    assert "'g11', which is not a registered chore (did you mean 'g1'?)" in session.engine.strategy_errors[0]
+    assert (
+        "'g11', which is not a registered chore (did you mean 'g1'?)"
+        in session.engine.decisions.strategy_errors[0]
+    )
 
 
 class Idle(FutureProcessingStrategy):

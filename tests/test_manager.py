@@ -139,7 +139,7 @@ class Nonsense(OneAnswer):
 def test_an_answer_that_makes_no_sense_is_told_about_and_harms_nothing(folder: Path, name: str) -> None:
     session, _ = play(folder, [call("work"), call("work")], strategy=Nonsense(name))
     assert session.wait(30) is RunState.FAILED
-    (told,) = session.engine.strategy_errors
+    (told,) = session.engine.decisions.strategy_errors
     assert re.search(NONSENSE[name][1], told)
     assert [state for state, *_ in outcome(session).values()] == ["completed"] * 2
 
@@ -238,7 +238,7 @@ class Unsaveable(FutureProcessingStrategy):
 def test_a_state_that_cannot_be_saved_is_told_about(folder: Path) -> None:
     session, _ = play(folder, [call("work")], strategy=Unsaveable())
     assert session.wait(30) is RunState.FAILED
-    assert "its state cannot be pickled" in session.engine.strategy_errors[0]
+    assert "its state cannot be pickled" in session.engine.decisions.strategy_errors[0]
 
 
 class Reader(FutureProcessingStrategy):
@@ -270,7 +270,7 @@ def test_a_strategy_can_read_results_small_and_large(folder: Path, layout: str) 
     )  # fmt: skip
     session.wait(30)
     assert strategy.read == values
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
 
 
 def test_stop_starts_nothing_more(folder: Path) -> None:

@@ -281,7 +281,7 @@ def test_what_is_found_for_a_chore_that_was_cancelled_meanwhile_leaves_no_file(
             recall.keep(chore, {})
         else:
             assert [path.name for path in folder.glob("result*")] == ["result.pickle.e1a1"]
-            run.cancel(chore.id)
+            run.decisions.cancel(chore.id)
             if not ended:
                 answer()
         recall.close()

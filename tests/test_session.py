@@ -165,7 +165,7 @@ def test_a_run_killed_after_any_journal_record_ends_the_same(
         started = {attempt.chore_id for attempt in executor.history}
         assert not started & completed_in(written[:count])
         state = Busy()
-        thaw_state(state, session.engine.strategy_state)
+        thaw_state(state, session.engine.decisions.strategy_state)
         assert state.seen == len(expected)
         assert state.failures == sum(kind[0] == "failed" for kind in expected.values())
         shutil.rmtree(copy)
@@ -283,7 +283,7 @@ def test_any_run_killed_anywhere_ends_the_same_on_any_number_of_workers(
             assert all(found[root][2] == "exception" for *_, root in found.values() if root)
             assert not {a.chore_id for a in executor.history} & completed_in(written[:count])
             state = Growing()
-            thaw_state(state, session.engine.strategy_state)
+            thaw_state(state, session.engine.decisions.strategy_state)
             assert sorted(state.seen) == sorted(key[:8] for key in expected)
     finally:
         shutil.rmtree(folder)

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from matforge.chore import Call, Chore
 from matforge.engine.events import Cancelled, Instruction, Reprioritised
+from matforge.engine.steps import Change, Step, Stop, spawn_key
 
 if TYPE_CHECKING:
-    from matforge.engine.run import Change, Run, Step
+    from matforge.engine.run import Run
 
 SLICE = 500
 """Decisions at a time; some 20 ms of the driver."""
@@ -82,7 +83,7 @@ class Plan:
         for _ in range(min(SLICE, len(self._steps))):
             step = self._steps.popleft()
             if isinstance(step, Call):
-                key = self._run.spawn_key(step, self._parent, self._origin, self._ordinal)
+                key = spawn_key(step, self._parent, self._origin, self._ordinal)
                 self._ordinal += 1
                 if key not in self._run.keys and key not in self._keys:
                     self._keys.add(key)
@@ -108,7 +109,7 @@ class Plan:
             if spawns:
                 self._run.take_entry(entry[1])
             else:
-                found, asked = self._run.carry_out(_step_of(entry))
+                found, asked = self._run.decisions.carry_out(_step_of(entry))
                 decisions += found
                 instructions += asked
         self._run.journal.append({"e": "take", "n": count, **({"d": decisions} if decisions else {})})
@@ -123,8 +124,6 @@ class Plan:
 
 
 def _step_of(entry: list[Any]) -> Change:
-    from matforge.engine.run import Stop
-
     if entry[0] == "cancel":
         return Cancelled(entry[1])
     if entry[0] == "nice":

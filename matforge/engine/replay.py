@@ -83,7 +83,7 @@ class Replay:
         self._run.end_orphans()
 
     def _decided(self, record: Record) -> None:
-        self._run.origins.add(record["o"])
+        self._run.decisions.origins.add(record["o"])
 
     def _end(self, record: Record) -> None:
         run = self._run
@@ -118,17 +118,18 @@ class Replay:
         self._run.handle(event)
 
     def _take(self, record: Record) -> None:
-        plan = self._run.plan
+        decisions = self._run.decisions
+        plan = decisions.plan
         if plan is None:
             raise self._contradiction({**record, "id": "a plan"}, None)
         plan.replay(record["n"])
         if plan.done:
-            self._run.plan = None
+            decisions.plan = None
 
     def _decisions(self, record: Record) -> None:
-        run = self._run
+        run, decisions = self._run, self._run.decisions
         if "plan" in record:
-            run.plan = Plan(run, entries=record["plan"])
+            decisions.plan = Plan(run, entries=record["plan"])
             run.numbered += sum(entry[0] == "spawn" for entry in record["plan"])
         for decision in record.get("d", ()):
             if decision[0] == "spawn":
@@ -138,9 +139,9 @@ class Replay:
                 run.handle(Cancelled(decision[1]))
             else:
                 run.handle(Reprioritised(decision[1], decision[2]))
-        run.strategy_state = record.get("st", run.strategy_state)
+        decisions.strategy_state = record.get("st", decisions.strategy_state)
         if "x" in record:
-            run.strategy_errors.append(record["x"])
+            decisions.strategy_errors.append(record["x"])
 
     # -- helps
 

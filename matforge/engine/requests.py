@@ -151,7 +151,7 @@ def cancel_chores(run: Run, patterns: Sequence[str]) -> tuple[Answer, list[Instr
     ended = set(over)
     cancelled = [name for name in named if name not in ended]
     dependents = _dependents(run.graph, cancelled)
-    instructions = [step for name in cancelled for step in run.cancel(name)]
+    instructions = [step for name in cancelled for step in run.decisions.cancel(name)]
     return Answer(tuple(cancelled), tuple(dependents), tuple(over)), instructions
 
 

@@ -1,7 +1,7 @@
 """A run in memory and on disk: the graph, the journal and the store kept in step.
 
 Data flow: an event goes into the graph; what the graph publishes waits in :attr:`Run.outbox`
-until the strategy has answered; then :meth:`Run.settle` applies the answer and writes one journal
+until the strategy has answered; then :attr:`Run.decisions` applies the answer and writes one journal
 record (event + decisions + strategy state). Where the answer takes time, the event is written at
 once, marked as waiting, and the answer gets a record of its own: what has ended is not lost to a
 slow strategy.
@@ -15,21 +15,19 @@ from __future__ import annotations
 
 import base64
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from matforge.chore import Call, Chore, chore_id, content_key, named_key
+from matforge.engine.decisions import Decisions
 from matforge.engine.events import (
     Added,
-    Cancelled,
     ChoreEvent,
     Failed,
     Instruction,
     Lost,
     Offered,
     Publish,
-    Reprioritised,
     Spoiled,
     Started,
     Submit,
@@ -38,7 +36,6 @@ from matforge.engine.events import (
 )
 from matforge.engine.graph import READY, RUNNING, Graph
 from matforge.engine.journal import Journal
-from matforge.engine.plan import SLICE, Plan
 from matforge.engine.records import DERIVED, Ending, Facts, Record, Tally, attempt_record
 from matforge.engine.replay import Replay
 from matforge.engine.store import SEGMENTS_NAME, SMALL_PAYLOAD, RunStore
@@ -51,22 +48,6 @@ from matforge.model import (
     Resources,
     Usage,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """Start nothing more: every chore that has not begun is cancelled."""
-
-    reason: str = ""
-
-
-STOP = "stop:"
-"""At the beginning of the name of the decision to stop, before the id of the chore that failed."""
-
-Change = Cancelled | Reprioritised | Stop
-"""A decision that adds nothing."""
-Step = Call | Change
-"""A decision in the engine's words; a :class:`~matforge.chore.Call` is a chore to be spawned."""
 
 
 class Run:
@@ -102,9 +83,6 @@ class Run:
         """Those at the end of :attr:`outbox` that are not in the journal yet."""
         self.written: list[Ending] = []
         """Endings that went to the journal since the manager last took them from here."""
-        self.strategy_state: str | None = None
-        """The state that the last record with one gave the strategy (base64 of a pickle)."""
-        self.strategy_errors: list[str] = []
         self.keys: dict[str, str] = {}
         """Chore id by key; a key spawned a second time is the same chore."""
         self.tally: dict[str, Tally] = {}
@@ -128,16 +106,13 @@ class Run:
         """Longest wall time (seconds) so far, by name of the chores; of earlier drivers, too."""
         self.may_stop = False
         """Whether there is a chore whose failure stops the run."""
-        self.plan: Plan | None = None
-        """A large answer that is being carried out; meanwhile no other is applied and no chore added."""
-        self.origins: set[str] = set()
-        """Names of the answers so far that were about no ending."""
         self.numbered = 0
         """Chores that have a number, those of the plan included."""
+        self.taken = 0
+        """Events that the graph has taken, other than offers and starts."""
+        self.decisions = Decisions(self)
         self._occurrences: Counter[str] = Counter()
         self._fits = fits
-        self._events = 0
-        """Events that the graph has taken, other than offers and starts."""
 
     # -- adding
 
@@ -217,7 +192,7 @@ class Run:
             tally = self.tally[chore.name] = Tally()
         tally.added += 1
         self.may_stop = self.may_stop or chore.policy.stops
-        self._events += 1
+        self.taken += 1
         cached = chore.policy.cache is not None and chore.function is not None
         retries = chore.policy.retries or 0
         added = Added(chore.id, chore.inputs, chore.nice, chore.unfit, retries, cached)
@@ -229,7 +204,7 @@ class Run:
 
     def handle(self, event: ChoreEvent, facts: Facts = DERIVED) -> list[Instruction]:
         """Pass an event to the graph and sort what comes out."""
-        self._events += 1
+        self.taken += 1
         counts = self.graph.counts
         running = counts[RUNNING]
         instructions = self.graph.handle(event)
@@ -255,7 +230,7 @@ class Run:
         record = self.records[publish.id]
         result = record.result if publish.state is ChoreState.COMPLETED else None
         again = publish.id in self.remade
-        ending = Ending(record.chore, publish.state, publish.failure, result, self._events, facts, again)
+        ending = Ending(record.chore, publish.state, publish.failure, result, self.taken, facts, again)
         if again:
             self.remade.discard(publish.id)
             for one in self.outbox:  # the strategy may still want to read it
@@ -404,20 +379,6 @@ class Run:
             }
         )
 
-    def cancel(self, chore_id: str) -> list[Instruction]:
-        """Cancel on a person's behalf; journalled by itself."""
-        self.write_endings()
-        decisions, instructions = self._cancel([chore_id])
-        if decisions:
-            self.journal.append({"e": "cancel", "d": decisions})
-        return instructions
-
-    def stopped_by(self) -> list[Chore]:
-        """Chores whose failure should have stopped the run, where the driver died in between."""
-        failed = [n.id for n in self.graph.nodes.values() if n.state is ChoreState.FAILED]
-        chores = [self.records[name].chore for name in failed]
-        return [c for c in chores if c.policy.stops and f"{STOP}{c.id}" not in self.origins]
-
     @property
     def unstarted(self) -> bool:
         """Whether there are chores that are not RUNNING and have not ended."""
@@ -441,172 +402,6 @@ class Run:
         """An ending is in the journal."""
         self.tally[ending.chore.name].count(ending)
         self.written.append(ending)
-
-    def settle(
-        self,
-        ending: Ending,
-        steps: Sequence[Step],
-        *,
-        state: str | None,
-        error: str = "",
-        earlier: Sequence[Ending] = (),
-    ) -> list[Instruction]:
-        """Apply what the strategy decided about the oldest ending, and journal it.
-
-        Parameters
-        ----------
-        ending : Ending
-        steps : sequence of Step
-        state : str or None
-            The strategy's, afterwards.
-        error : str
-            What the strategy threw, if it did.
-        earlier : sequence of Ending
-            Older ones that are answered with it, by the same record.
-
-        Returns
-        -------
-        list
-            ``Cancel`` instructions for the executor.
-        """
-        if earlier:
-            self.write_endings()
-        for one in (*earlier, ending):
-            assert self.outbox[0] is one
-            self.outbox.popleft()
-        answer: dict[str, Any] = {"e": "answer", "id": ending.chore.id}
-        if earlier:
-            answer["with"] = [one.chore.id for one in earlier]
-        if len(steps) > SLICE:
-            return self._plan(answer, steps, ending.chore, "", state, error)
-        if self.unwritten and self.unwritten[0].again:
-            self.write_endings()
-        # one record for both, unless the graph has moved on between event and decisions
-        together = not steps or ending.event == self._events
-        if together and self.unwritten and self.unwritten[0] is ending:
-            answer = self.unwritten.popleft().record()
-            self.note_written(ending)
-        elif steps:
-            self.write_endings()
-        decisions, instructions = self._apply(steps, ending.chore, "")
-        self._write_answer(answer, decisions, state, error)
-        return instructions
-
-    def decide(
-        self, steps: Sequence[Step], *, state: str | None, origin: str, error: str = ""
-    ) -> list[Instruction]:
-        """Apply decisions that answer no ending (a strategy's start, for instance)."""
-        self.origins.add(origin)
-        if len(steps) > SLICE:
-            return self._plan({"e": "decide", "o": origin}, steps, None, origin, state, error)
-        self.write_endings()
-        decisions, instructions = self._apply(steps, None, origin)
-        self._write_answer({"e": "decide", "o": origin}, decisions, state, error)
-        return instructions
-
-    def _plan(
-        self,
-        record: dict[str, Any],
-        steps: Sequence[Step],
-        parent: Chore | None,
-        origin: str,
-        state: str | None,
-        error: str,
-    ) -> list[Instruction]:
-        """Begin to carry out an answer that is too large for one go; see :mod:`matforge.engine.plan`."""
-
-        def write(entries: list[list[Any]]) -> None:
-            self.write_endings()
-            self._write_answer({**record, "plan": entries}, [], state, error)
-
-        assert self.plan is None
-        self.plan = Plan(self, steps, parent, origin, write=write)
-        return self.advance()
-
-    def advance(self) -> list[Instruction]:
-        """The next slice of the plan, if there is one."""
-        if self.plan is None:
-            return []
-        instructions = self.plan.advance()
-        if self.plan.done:
-            self.plan = None
-        return instructions
-
-    def _write_answer(
-        self, record: dict[str, Any], decisions: list[Any], state: str | None, error: str
-    ) -> None:
-        if decisions:
-            record["d"] = decisions
-        if state is not None and state != self.strategy_state:
-            record["st"] = self.strategy_state = state
-        if error:
-            record["x"] = error
-            self.strategy_errors.append(error)
-        self.journal.append(record)
-
-    # -- decisions
-
-    def _apply(
-        self, steps: Sequence[Step], parent: Chore | None, origin: str
-    ) -> tuple[list[Any], list[Instruction]]:
-        """Carry out decisions; those that changed something, as the journal holds them."""
-        decisions: list[Any] = []
-        instructions: list[Instruction] = []
-        ordinal = 0
-        for step in steps:
-            if isinstance(step, Call):
-                chore = self._spawn(step, parent, origin, ordinal)
-                ordinal += 1
-                if chore is not None:
-                    decisions.append(["spawn", self.entry_of(chore)])
-            else:
-                found, asked = self.carry_out(step)
-                decisions += found
-                instructions += asked
-        return decisions, instructions
-
-    def carry_out(self, step: Change) -> tuple[list[Any], list[Instruction]]:
-        """A decision that spawns nothing: what it changed, and what the executor has to do."""
-        if isinstance(step, Reprioritised):
-            node = self.graph.nodes[step.id]
-            if node.state is None or node.state.final or node.nice == step.nice:
-                return [], []
-            return [["nice", step.id, step.nice]], self.handle(step)
-        return self._cancel([step.id] if isinstance(step, Cancelled) else self._unstarted())
-
-    def spawn_key(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> str:
-        """Identity of a chore that a strategy spawns: the name it was given, or its descent."""
-        if call.key is not None:
-            return named_key(call.key)
-        if parent is not None:
-            return content_key("spawned", parent.key, str(ordinal))
-        return content_key("decided", origin, str(ordinal))
-
-    def _spawn(self, call: Call, parent: Chore | None, origin: str, ordinal: int) -> Chore | None:
-        """Add a chore, unless there is one of that key."""
-        key = self.spawn_key(call, parent, origin, ordinal)
-        if key in self.keys:
-            return None
-        chore = self.make(call, key, parent)
-        self.install(chore)
-        return chore
-
-    def _unstarted(self) -> list[str]:
-        if not self.unstarted:
-            return []
-        return [i for i, n in self.graph.nodes.items() if n.state in (READY, ChoreState.BLOCKED)]
-
-    def _cancel(self, chore_ids: Sequence[str]) -> tuple[list[Any], list[Instruction]]:
-        """Cancel what can still be cancelled: decisions that did something, and what to do."""
-        decisions: list[Any] = []
-        instructions: list[Instruction] = []
-        for name in chore_ids:
-            node = self.graph.nodes[name]
-            if node.state is None or node.state.final or node.cancelling:
-                continue
-            decisions.append(["cancel", name, node.number if node.state is RUNNING else 0])
-            instructions += self.handle(Cancelled(name))
-        return decisions, instructions
 
     # -- replay
 

@@ -143,7 +143,7 @@ def check_resumed(session: Session, expected: dict[str, Any]) -> None:
     assert session.wait(60) is RunState.FAILED
     assert outcome(session) == expected
     state = Everything()
-    thaw_state(state, session.engine.strategy_state)
+    thaw_state(state, session.engine.decisions.strategy_state)
     assert state.seen == len(expected)
     assert state.failures == sum(entry[0] == "failed" for entry in expected.values())
     assert state.sum == sum(entry[1] for entry in expected.values() if entry[0] == "completed")

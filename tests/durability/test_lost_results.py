@@ -137,7 +137,7 @@ def test_a_strategy_that_had_not_answered_is_asked_once_there_is_a_result_again(
     again, executor = resume(copy, value)
     assert again.wait(30) is RunState.COMPLETED
     assert outcome(again) == expected
-    assert again.engine.strategy_errors == []
+    assert again.engine.decisions.strategy_errors == []
     assert len([a for a in executor.history if a.chore_id == waiting["id"]]) == 1
     assert [r["q"] for r in records(copy) if r["e"] == "redo"] == [1]
 
@@ -167,7 +167,7 @@ def test_an_input_that_is_lost_is_made_again_and_its_chore_waits_for_it(folder: 
     assert session.wait(30) is RunState.COMPLETED
     started = [attempt.chore_id for attempt in executor.history]
     assert (started.count("chore-a-0001"), started.count("chore-c-0003")) == (2, 2)
-    assert len(session.engine.strategy_errors) == 0
+    assert len(session.engine.decisions.strategy_errors) == 0
     assert sorted(session.ended) == sorted(session.engine.records)
     undisturbed, _ = play(folder / "other", CALLS, value)
     undisturbed.wait(30)
@@ -197,7 +197,7 @@ def test_a_driver_killed_while_a_result_is_made_again_loses_and_doubles_nothing(
         again = reopen(copy, made=Reading(workers=2), quiet=True)
         assert again.wait(30) is RunState.COMPLETED
         assert outcome(again) == expected
-        assert again.engine.strategy_errors == []
+        assert again.engine.decisions.strategy_errors == []
         again.engine.graph.check()
 
 

@@ -28,7 +28,8 @@ from matforge.engine import journal
 from matforge.engine.events import Cancelled, Reprioritised
 from matforge.engine.journal import Journal
 from matforge.engine.records import Ending
-from matforge.engine.run import Run, Step, Stop
+from matforge.engine.run import Run
+from matforge.engine.steps import Step, Stop
 from matforge.engine.store import RunStore
 from matforge.model import (
     Attempt,
@@ -111,7 +112,7 @@ def succeed(run: Run, attempt: Attempt, **report: Any) -> None:
 def answer(run: Run, *steps: Step, state: str | None = None, error: str = "") -> Ending:
     """Answer the oldest ending with these decisions."""
     ending = run.outbox[0]
-    run.settle(ending, steps, state=state, error=error)
+    run.decisions.settle(ending, steps, state=state, error=error)
     return ending
 
 
@@ -138,8 +139,8 @@ def portrait(run: Run) -> dict[str, Any]:
         "keys": run.keys,
         "unanswered": [(e.chore.id, e.state, dict(e.facts.report)) for e in run.outbox],
         "unwritten": [e.chore.id for e in run.unwritten],
-        "state": run.strategy_state,
-        "errors": run.strategy_errors,
+        "state": run.decisions.strategy_state,
+        "errors": run.decisions.strategy_errors,
         "tally": run.tally,
     }
 
@@ -213,7 +214,7 @@ def test_spawned_chores_are_known_by_parent_and_ordinal(run: Run) -> None:
 
 
 def test_a_key_that_a_user_chose_never_meets_one_of_ours(run: Run) -> None:
-    run.decide([call("work", 1)], state=None, origin="start")
+    run.decisions.decide([call("work", 1)], state=None, origin="start")
     run.add(call("work", 2, key="start-0"))
     assert len(run.records) == 2
 
@@ -294,7 +295,7 @@ def test_a_persons_cancellation_stands_behind_what_had_ended_before_it(run: Run)
     succeed(run, submit(run))
     attempt = submit(run)
     assert attempt.chore_id == b.id
-    run.cancel(b.id)
+    run.decisions.cancel(b.id)
     succeed(run, attempt)  # it was faster than the cancellation
     answer(run)
     answer(run)
@@ -320,7 +321,7 @@ def test_a_running_chore_that_was_to_be_cancelled_may_complete_or_not(run: Run) 
     for end in ways:
         chore = run.add(call("work", len(run.records)))
         attempt = submit(run)
-        run.cancel(chore.id)
+        run.decisions.cancel(chore.id)
         is_what_a_replay_gives(run)
         end(attempt)
         answer(run)
@@ -332,11 +333,11 @@ def test_a_running_chore_that_was_to_be_cancelled_may_complete_or_not(run: Run) 
 def test_cancelling_what_has_ended_or_is_being_cancelled_is_not_written(run: Run) -> None:
     chore = run.add(call())
     attempt = submit(run)
-    run.cancel(chore.id)
-    run.cancel(chore.id)
+    run.decisions.cancel(chore.id)
+    run.decisions.cancel(chore.id)
     succeed(run, attempt)
     answer(run, Cancelled(chore.id))
-    run.cancel(chore.id)
+    run.decisions.cancel(chore.id)
     assert kinds(run) == ["run", "add", "cancel", "end"]
 
 
@@ -356,14 +357,14 @@ def test_stop_cancels_what_has_not_begun_and_nothing_else(run: Run) -> None:
 
 
 def test_a_strategys_error_and_state_survive(run: Run) -> None:
-    run.decide([], state="s0", origin="start", error="at the start")
+    run.decisions.decide([], state="s0", origin="start", error="at the start")
     run.add(call())
     succeed(run, submit(run))
     answer(run, state="s1", error="later")
     run.flush(0.0)
     again = replayed(run.store.path)
-    assert again.strategy_errors == ["at the start", "later"]
-    assert again.strategy_state == "s1"
+    assert again.decisions.strategy_errors == ["at the start", "later"]
+    assert again.decisions.strategy_state == "s1"
 
 
 # ---------------------------------------------------------------- a chore's way
@@ -424,7 +425,7 @@ def test_what_was_being_cancelled_is_cancelled_when_its_driver_is_gone_however_o
     chore = run.add(call("a"))
     run.add(call("b", OutputReference(chore.id)))
     submit(run)
-    run.cancel(chore.id)
+    run.decisions.cancel(chore.id)
     for epoch in (2, 3, 4):
         run.flush(0.0)
         run = replayed(run.store.path, epoch=epoch)
@@ -508,7 +509,7 @@ class RunMachine(RuleBasedStateMachine):
             if not self.run.is_current(attempt):
                 continue
             if end == "stop":
-                self.run.cancel(attempt.chore_id)
+                self.run.decisions.cancel(attempt.chore_id)
                 self.attempts.append(attempt)
             elif end == "good":
                 succeed(self.run, attempt, **data.draw(st.sampled_from([{}, {"x": 1}])))
@@ -562,9 +563,9 @@ class RunMachine(RuleBasedStateMachine):
     @rule(data=st.data(), name=st.integers(0, 99))
     def wish(self, data: st.DataObject, name: int) -> None:
         """A person, or the strategy's start."""
-        self.run.decide(self.steps(data), state=None, origin=f"wish{next(self.states)}")
+        self.run.decisions.decide(self.steps(data), state=None, origin=f"wish{next(self.states)}")
         names = list(self.run.records)
-        self.run.cancel(names[name % len(names)])
+        self.run.decisions.cancel(names[name % len(names)])
 
     # -- writing and dying
 

@@ -59,7 +59,7 @@ class Plain(pickle.Unpickler):
 
 def state_of(session: Session) -> tuple[Any, int]:
     """The strategy's last state, and its length in the journal."""
-    text = session.engine.strategy_state
+    text = session.engine.decisions.strategy_state
     assert text is not None
     return Plain(io.BytesIO(base64.b64decode(text))).load(), len(text)
 
@@ -142,7 +142,7 @@ def solved(
 ) -> Objective:
     """Play a run that must succeed; what was called."""
     session, _, objective = played(folder, function, strategy, **options)
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     assert session.manager.status.state is RunState.COMPLETED
     return objective
 
@@ -151,7 +151,7 @@ def error_of(folder: Path, function: Callable[..., Any], strategy: FutureProcess
     """The one thing that the strategy complained of."""
     session, _, _ = played(folder, function, strategy)
     assert session.manager.status.state is RunState.FAILED
-    return session.engine.strategy_errors[0]
+    return session.engine.decisions.strategy_errors[0]
 
 
 def continues_exactly(
@@ -169,8 +169,8 @@ def continues_exactly(
         Number of chores.
     """
     session, _, _ = played(folder, function, make())
-    assert session.engine.strategy_errors == []
-    expected, state = outcome(session), session.engine.strategy_state
+    assert session.engine.decisions.strategy_errors == []
+    expected, state = outcome(session), session.engine.decisions.strategy_state
     written = records(session.run_dir)
     first = next(n for n, r in enumerate(written) if r["e"] == "submitted") + 1
     for count in range(first, len(written), every):
@@ -179,5 +179,5 @@ def continues_exactly(
         again, _ = resume(objective.run_dir, objective, workers=4)
         again.wait(60)
         assert outcome(again) == expected, f"killed after record {count}"
-        assert again.engine.strategy_state == state, f"killed after record {count}"
+        assert again.engine.decisions.strategy_state == state, f"killed after record {count}"
     return len(expected)

@@ -106,7 +106,7 @@ def test_everything_asked_is_told_exactly_once_and_no_more_is_in_flight_than_all
         session, _, _ = played(folder, function, strategy, workers=workers, threaded=threaded)
     finally:
         shutil.rmtree(folder)
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     assert sorted(number for number, _ in strategy.told) == list(range(parallel + more))
     assert dict(strategy.told) == {n: BOOM.kind if v is BOOM else v for n, v in fates.items()}
     assert strategy.most == parallel
@@ -336,7 +336,7 @@ def test_a_strategy_is_loaded_from_a_file_with_parameters_of_its_own(folder: Pat
     )
     strategy = load(f"{path}:Mine")()
     session, _, objective = played(folder, lambda rng, p: float(rng.random() < p), strategy)
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     assert len(objective.calls) == 30
     assert strategy.best == 0.9
 

@@ -135,7 +135,7 @@ def test_where_calls_fail_it_looks_elsewhere(folder: Path) -> None:
 
     strategy = Bayes("f", space={"x": (0.0, 1.0)}, budget=20, parallel=2, initial=4)
     session, _, objective = played(folder, function, strategy)
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     failed = sum(k["x"] < 0.5 for _, k in objective.calls)
     assert failed == strategy.summary()["failures"] < 10
     assert strategy.best is not None
@@ -145,7 +145,7 @@ def test_where_calls_fail_it_looks_elsewhere(folder: Path) -> None:
 def test_if_everything_fails_it_goes_on_at_random_and_has_no_best(folder: Path) -> None:
     strategy = Bayes("f", space={"x": (0.0, 1.0)}, budget=12)
     session, _, objective = played(folder, lambda rng, x: BOOM, strategy)
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     assert len({k["x"] for _, k in objective.calls}) == 12
     assert strategy.best is None
 

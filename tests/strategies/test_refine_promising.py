@@ -166,7 +166,7 @@ def test_if_anything_fails_nothing_is_merged_and_nothing_more_is_begun(folder: P
     session, executor = search(folder, Script(12, 4, fails=name), workers=2)
     assert session.manager.status.state is RunState.FAILED
     assert not [r for r in only(session, "merge") if r.id in session.results]
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     failed = next(i for i, f in session.failures.items() if f == BOOM)
     # what runs may end, and the queue of the executor may be drawn on; nothing is spawned any more
     written = records(session.run_dir)

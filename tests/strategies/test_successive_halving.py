@@ -159,7 +159,7 @@ def test_what_fails_is_not_promoted_and_holds_nothing_up(folder: Path, asynchron
     strategy = SuccessiveHalving("f", space=SPACE, total=81, max_resource=9, asynchronous=asynchronous)
     session, _, objective = played(folder, function, strategy)
     assert session.manager.status.state is RunState.FAILED
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     assert not [k for _, k in objective.calls if k["resource"] > 1 and k["x"] < 0.3]
     assert strategy.best is not None
     assert strategy.best["resource"] == 9

@@ -126,7 +126,7 @@ def test_an_arm_that_keeps_failing_is_pulled_no_more(folder: Path) -> None:
     for posterior in ("beta", "normal"):
         strategy = Thompson("f", arms=ARMS, posterior=posterior, budget=80, parallel=2)
         session, _, objective = played(folder, function, strategy)
-        assert session.engine.strategy_errors == []
+        assert session.engine.decisions.strategy_errors == []
         assert 3 <= sum(args[0] == 4 for args, _ in objective.calls) <= 4
         assert strategy.best != 4
         assert strategy.summary()[4]["mean"] is None

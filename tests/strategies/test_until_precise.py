@@ -189,7 +189,7 @@ def test_a_group_that_keeps_failing_is_given_up_and_the_others_are_not(folder: P
     strategy = UntilPrecise("f", groups=GROUPS, tolerance=0.2)
     session, _, _ = played(folder, function, strategy)
     assert session.manager.status.state is RunState.FAILED
-    assert session.engine.strategy_errors == []
+    assert session.engine.decisions.strategy_errors == []
     found = strategy.summary()
     assert found["medium"] == {
         "n": 0, "mean": None, "standard_error": None, "failures": 3, "precise": False,
