@@ -30,8 +30,8 @@ GLUE = "\0"
 HALVES = ("Recording",)
 """Classes whose methods are told as those of the public class that is made of them."""
 HIDDEN = {
-    *("add", "controls", "layers", "load", "read_result", "record_call", "release", "run", "seed_of"),
-    *("as_dict", "from_dict"),
+    *("add", "controls", "layers", "load", "problem", "read_result", "record_call", "release", "run"),
+    *("seed_of", "as_dict", "from_dict"),
 }
 """Members that other modules of ours use: public, but of no use in a script."""
 GIVEN = {"Chore", "Delayed", "Event", "Failure", "FluxManager", "Graph", "Results", "RunFuture", "View"}

@@ -11,6 +11,7 @@ from matforge.engine.records import Ending
 from matforge.engine.run import Run
 from matforge.engine.status import Counters, StatusWriter
 from matforge.engine.store import FULL_LIMIT, OUT_NAME
+from matforge.executors.protocol import Capacity
 from matforge.model import ChoreState
 
 log = logging.getLogger("matforge")
@@ -87,6 +88,16 @@ class Teller:
     def seed_of(self, chore: Chore) -> int:
         """A reproducible 63-bit seed: of the chore's key and the run's seed."""
         return chore.seed ^ self._salt
+
+    def tell_capacity(self, capacity: Capacity) -> None:
+        """What the executor has, for the status."""
+        self._status.allocation = {
+            "nodes": capacity.nodes,
+            "cores_per_node": capacity.cores_per_node,
+            "gpus_per_node": capacity.gpus_per_node,
+            "total_cores": capacity.total_cores,
+            "total_gpus": capacity.total_gpus,
+        }
 
     def counters(self) -> Counters:
         """How the run stands, for the status."""

@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 ROOMS = (
     "_version", "model", "packing", "lease", "vulcan", "policy", "chore", "sources", "fingerprint",
     "drawing", "engine", "worker", "executors", "strategy", "callbacks", "control", "steering", "stored",
-    "dispatch", "telling", "recall", "manager", "signals", "settings", "session", "opening", "future",
-    "delayed", "recording", "pipeline", "concurrent", "vacua.campaign", "launch", "cli", "__main__",
+    "dispatch", "telling", "closing", "recall", "attempts", "manager", "signals", "settings", "session",
+    "opening", "future", "delayed", "recording", "pipeline", "concurrent", "vacua.campaign", "launch",
+    "cli", "__main__",
 )  # fmt: skip
 """In the order in which they may import each other: each only what stands before it."""
 FACADES = ("matforge/__init__.py", "matforge/vacua/__init__.py")
