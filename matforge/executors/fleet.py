@@ -78,6 +78,7 @@ class Fleet:
         """By the key of their jobs; until Flux has taken back what they held."""
         self.given_up: dict[int, Failure] = {}
         """Nodes where agents cannot live, and why."""
+        self._welcomed: list[RemoteAgent] = []
         self._by_identity: dict[bytes, RemoteAgent] = {}
         self._jobs = jobs
         self._hub = hub
@@ -216,6 +217,12 @@ class Fleet:
             return
         agent.link.host = message["host"]
         agent.connected = True
+        self._welcomed.append(agent)
+
+    def take_welcomed(self) -> list[RemoteAgent]:
+        """Agents that have connected since the last call."""
+        welcomed, self._welcomed = self._welcomed, []
+        return welcomed
 
     def away(self, seconds: float) -> None:
         """The driver was elsewhere; that is not the agents' silence."""

@@ -54,6 +54,10 @@ class Lanes:
         """Whether cores may have become free; with thousands of nodes nobody looks in every turn."""
         self._queue: deque[Task] = deque()
         self._placed: dict[Attempt, tuple[RemoteAgent, int]] = {}
+        self._agents: _Heap = []
+        """Every agent that takes chores, by how much it has to do for its size. Entries of agents that have
+        another load by now, or take nothing any more, are stale and skipped when popped: with thousands of
+        nodes nobody goes through all of them for each chore that ends."""
         self._mean_wall: float | None = None
         self._stock = stock
         self._fleet = fleet
@@ -63,6 +67,11 @@ class Lanes:
         self._key = key
 
     # -- in and out
+
+    @property
+    def waiting(self) -> tuple[Task, ...]:
+        """What nobody has been given yet, in its order."""
+        return tuple(self._queue)
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Queue tasks, and hand on what can be handed on."""
@@ -109,6 +118,7 @@ class Lanes:
                 agent.block.load -= cores
                 if agent.alone == report.attempt:
                     agent.alone = None
+                self._list(agent)
                 if isinstance(report, Finished):
                     wall = report.usage.wall_s
                     mean = self._mean_wall
@@ -140,18 +150,18 @@ class Lanes:
             self.changed = True
         if not self._queue:
             return
-        heap = [(a.block.load / a.slots, a.number, a) for a in self._fleet.agents.values() if a.open]
-        heapq.heapify(heap)
+        for agent in self._fleet.take_welcomed():
+            self._list(agent)
         batches: dict[int, tuple[RemoteAgent, list[Task]]] = {}
         while self._queue:
             task = self._queue[0]
             if self._is_job(task):
                 if not self._place_job(task):
                     break
-            elif (agent := self._choose(heap, task)) is not None:
-                batches.setdefault(agent.number, (agent, []))[1].append(task)
-                self._placed[task.attempt] = (agent, task.resources.cores)
-                agent.alone = task.attempt if task.alone else None
+            elif (found := self._choose(task)) is not None:
+                batches.setdefault(found.number, (found, []))[1].append(task)
+                self._placed[task.attempt] = (found, task.resources.cores)
+                found.alone = task.attempt if task.alone else None
             elif not self._make_room(task):
                 break
             self._queue.popleft()
@@ -164,25 +174,37 @@ class Lanes:
             return 0
         return arbitration.queue_depth(self._mean_wall, agent.slots)
 
-    def _choose(self, heap: _Heap, task: Task) -> RemoteAgent | None:
-        """The agent with the least to do that can take so much; its load and place are corrected."""
+    def _list(self, agent: RemoteAgent) -> None:
+        """Note what an agent has to do now."""
+        heapq.heappush(self._agents, (agent.block.load / agent.slots, agent.number, agent))
+        if len(self._agents) > 4 * len(self._fleet.agents) + 64:  # mostly stale
+            self._agents = [
+                (a.block.load / a.slots, a.number, a) for a in self._fleet.agents.values() if a.open
+            ]
+            heapq.heapify(self._agents)
+
+    def _choose(self, task: Task) -> RemoteAgent | None:
+        """The agent with the least to do that can take so much; its load is corrected."""
         aside: _Heap = []
         found = None
         cores, gpus = task.resources.cores, task.resources.gpus
-        while heap and found is None:
-            load, number, agent = heapq.heappop(heap)
+        while self._agents and found is None:
+            entry = heapq.heappop(self._agents)
+            load, _, agent = entry
+            if not agent.open or load != agent.block.load / agent.slots:
+                continue
             ahead = self._ahead(agent)
             if agent.takes(cores, gpus, ahead) and not (task.alone and agent.block.load):
                 found = agent
                 agent.block.load += cores
-                load = agent.block.load / agent.slots
-                if task.alone:
-                    continue  # it is given nothing else
-            aside.append((load, number, agent))
-            if found is None and agent.block.load >= agent.slots + ahead:
+                if not task.alone:  # it is given nothing else
+                    self._list(agent)
+                continue
+            aside.append(entry)
+            if agent.block.load >= agent.slots + ahead:
                 break  # the others have even more to do
         for entry in aside:
-            heapq.heappush(heap, entry)
+            heapq.heappush(self._agents, entry)
         return found
 
     def _is_job(self, task: Task) -> bool:
@@ -193,8 +215,8 @@ class Lanes:
     def _make_room(self, task: Task) -> bool:
         """See to it that some agent will be large enough; whether the task is done with instead."""
         wants = task.resources
-        agents = [a for a in self._fleet.agents.values() if not a.block.leaving]
-        if any(a.slots >= wants.cores and a.block.gpus >= wants.gpus for a in agents):
+        agents = self._fleet.agents.values()
+        if any(a.slots >= wants.cores and a.block.gpus >= wants.gpus and not a.block.leaving for a in agents):
             return False  # it only has to wait
         nodes = self._stock.usable(self._fleet.given_up)
         if not nodes:
