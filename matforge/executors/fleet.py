@@ -200,6 +200,8 @@ class Fleet:
                     del self._ends[agent.node.rank]  # this node works, so another agent is worth starting
             elif kind == "hello":
                 self._welcome(agent, message)
+            elif kind == "gone":
+                agent.gone = True
             elif kind == "failed":
                 failure = Failure.from_dict(message["failure"])
                 self._give_up(agent.node, failure.message, failure.stderr)

@@ -50,6 +50,8 @@ class RemoteAgent:
         self.heard = 0.0
         self.launched: float | None = None
         """When its process was started (monotonic), as far as the resource manager has told."""
+        self.gone = False
+        """Whether it has said that it ends, and that all its slots have ended."""
 
     def configure(self, hub: Hub, config: AgentConfig, *, near: bool) -> list[str]:
         """Write its configuration and put its key on the list; the command line that starts it.

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -403,6 +404,31 @@ def test_when_flux_itself_goes_the_executor_says_so_and_its_agents_end(tmp_path:
         pids = fluxes.agents_of(harness.run_dir)
         harness.executor.close()
         assert all(wait_for_end(pid) for pid in pids)
+
+
+def test_where_a_broker_stands_still_the_end_does_not_wait_for_what_cannot_come_and_says_what_is_left(
+    four: fluxes.Instance, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        notes = [tmp_path / f"pid{i}" for i in range(8)]
+        gate = Gate(tmp_path / "gate")
+        tasks = [harness.task(chores.note_pid_and_wait, str(note), gate.path) for note in notes]
+        harness.executor.submit(tasks)
+        for note in notes:
+            harness.wait_for_file(note)
+        stopped = four.broker_pid(3)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            harness.executor.close(kill=True)
+            took = time.monotonic() - begun
+            assert fluxes.processes_of(harness.run_dir) == {}
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert took < 10.0
+        assert "1 jobs of this run have not ended" in caplog.text
+        four.run("queue", "idle", "--timeout=20s")  # it has been cancelled, and ends when it can
 
 
 def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path) -> None:

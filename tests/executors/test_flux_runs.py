@@ -75,7 +75,6 @@ def outcomes(run_dir: Path, references: list[OutputReference]) -> Counter[str]:
         (kill_broker, True),
         pytest.param(cancel_agent, True, marks=pytest.mark.slow),
         pytest.param(drain_node, False, marks=pytest.mark.slow),
-        # its job cannot be ended while it stands still, and that is waited for
         pytest.param(stop_broker, False, marks=pytest.mark.slow),
     ],
 )
