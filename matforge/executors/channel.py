@@ -45,6 +45,11 @@ class AgentLink:
     def __init__(self) -> None:
         self.host = ""
         self.in_flight: dict[int, Attempt] = {}
+        self.lost: list[Lost] = []
+        """What was lost with the agent. The agent itself tells of it where it was told to end; then it begins
+        nothing more."""
+        self._crew = 0
+        """How many tasks were in flight when that began."""
         self._handles: dict[Attempt, int] = {}
         self._next = 0
         self._profiles: dict[Any, int] = {}
@@ -135,8 +140,7 @@ class AgentLink:
             elif kind == WITHDRAWN:
                 found += [] if attempt is None else [Withdrawn(attempt)]
             elif attempt is not None:
-                failure = replace(Failure.from_dict(line[2]), host=self.host, attempt=attempt.number)
-                found.append(Lost(attempt, failure))
+                found.append(self._told_lost(attempt, Failure.from_dict(line[2])))
         return found
 
     def _finished(self, attempt: Attempt, line: list[Any], inline: bytes) -> Finished:
@@ -152,15 +156,26 @@ class AgentLink:
             printed,
         )
 
+    def _told_lost(self, attempt: Attempt, failure: Failure) -> Lost:
+        """What an agent says that was lost: with a slot, or with the agent itself."""
+        failure = replace(failure, host=self.host, attempt=attempt.number)
+        if failure.kind is not FailureKind.NODE_LOST:
+            return Lost(attempt, failure)
+        self._crew = self._crew or 1 + len(self.in_flight)
+        lost = Lost(attempt, failure, self._crew == 1)
+        self.lost.append(lost)
+        return lost
+
     def lose_all(self, failure: Failure) -> list[Lost]:
         """Reports that say that everything in flight was lost with the agent."""
-        alone = len(self.in_flight) == 1
+        alone = len(self.in_flight) == 1 and not self._crew
         lost = [
             Lost(attempt, replace(failure, host=self.host, attempt=attempt.number), alone)
             for attempt in self.in_flight.values()
         ]
         self.in_flight.clear()
         self._handles.clear()
+        self.lost += lost
         return lost
 
 

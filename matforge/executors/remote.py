@@ -74,7 +74,8 @@ class RemoteAgent:
     @property
     def open(self) -> bool:
         """Whether it takes chores at all."""
-        return self.connected and not (self.lost or self.block.leaving or self.told_to_end or self.alone)
+        ends = self.lost or self.told_to_end or self.link.lost
+        return self.connected and not (ends or self.block.leaving or self.alone)
 
     def stderr(self) -> str:
         """The tail of what it wrote to standard error."""
