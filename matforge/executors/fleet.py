@@ -274,7 +274,8 @@ class Fleet:
         stderr, host = agent.stderr(), agent.link.host or agent.node.host
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
         self.reports += agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
-        if self._ends.setdefault(agent.node.rank, Restarts()).count(now, agent.link.lost):
+        ends = self._ends.setdefault(agent.node.rank, Restarts())
+        if ends.count(now, agent.link.lost, connected=agent.connected):
             self._give_up(agent.node, f"its agent has ended {RESTARTS} times: {reason}", stderr)
 
     def _give_up(self, node: Node, reason: str, stderr: str) -> None:
