@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +13,7 @@ from matforge.executors.channel import node_lost
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Node
-from matforge.executors.protocol import Finished, Report
+from matforge.executors.protocol import Finished, Lost, Report
 from matforge.executors.remote import RemoteAgent
 from matforge.executors.restarts import RESTARTS, Restarts
 from matforge.model import Failure, FailureKind
@@ -195,7 +195,7 @@ class Fleet:
             kind = message["t"]
             if kind == "reports":
                 reports = agent.link.reports(message, frames)
-                self.reports += reports
+                self.reports += _beside_others(agent, reports)
                 if agent.node.rank in self._ends and any(isinstance(r, Finished) for r in reports):
                     del self._ends[agent.node.rank]  # this node works, so another agent is worth starting
             elif kind == "hello":
@@ -273,7 +273,8 @@ class Fleet:
         self._by_identity.pop(agent.identity, None)
         stderr, host = agent.stderr(), agent.link.host or agent.node.host
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
-        self.reports += agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
+        lost = agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
+        self.reports += _beside_others(agent, lost)
         ends = self._ends.setdefault(agent.node.rank, Restarts())
         if ends.count(now, agent.link.lost, connected=agent.connected):
             self._give_up(agent.node, f"its agent has ended {RESTARTS} times: {reason}", stderr)
@@ -285,6 +286,18 @@ class Fleet:
             message = f"The node {node.host} is given up: {reason.rstrip('.')}.{said}"
             self.given_up[node.rank] = Failure(FailureKind.START_FAILED, message, stderr=stderr)
             log.error("%s", message)
+
+
+def _beside_others(agent: RemoteAgent, reports: Sequence[Report]) -> Sequence[Report]:
+    """The same, but nothing is blamed for the loss of a node where other agents are, or jobs."""
+    if agent.node.only(agent.block):
+        return reports
+    return [
+        replace(one, alone=False)
+        if isinstance(one, Lost) and one.failure.kind is FailureKind.NODE_LOST
+        else one
+        for one in reports
+    ]
 
 
 def _status_words(status: int) -> str:

@@ -44,6 +44,8 @@ class FluxJob:
     torn: bool = False
     """Whether Flux itself has ended it: a rank has ended badly, or a node was lost."""
     node_lost: bool = False
+    alone: bool = False
+    """Whether nothing else of the run was on its nodes when it was torn."""
     status: int | None = None
 
 
@@ -172,7 +174,7 @@ class FluxJobs:
         if job.torn and job.node_lost:
             # ranks on other nodes tell only of the signal with which Flux has ended them for it
             said_so = f"{task.attempt.chore_id}: a node of its Flux job was lost."
-            return Lost(task.attempt, Failure(FailureKind.NODE_LOST, said_so))
+            return Lost(task.attempt, Failure(FailureKind.NODE_LOST, said_so), job.alone)
         failed = [(rank, words["failure"]) for rank, words in sorted(said.items()) if words["failure"]]
         if job.failure is not None and job.failure.kind in _NOT_THE_CHORES_FAULT:
             return Lost(task.attempt, job.failure)

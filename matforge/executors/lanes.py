@@ -108,7 +108,8 @@ class Lanes:
                 agent, cores = self._placed.pop(report.attempt)
                 agent.block.load -= cores
                 if agent.alone == report.attempt:
-                    agent.alone = None
+                    agent.alone, agent.block.alone = None, False
+                    self.changed = True
                 if isinstance(report, Finished):
                     wall = report.usage.wall_s
                     mean = self._mean_wall
@@ -151,7 +152,8 @@ class Lanes:
             elif (agent := self._choose(heap, task)) is not None:
                 batches.setdefault(agent.number, (agent, []))[1].append(task)
                 self._placed[task.attempt] = (agent, task.resources.cores)
-                agent.alone = task.attempt if task.alone else None
+                if task.alone:
+                    agent.alone, agent.block.alone = task.attempt, True
             elif not self._make_room(task):
                 break
             self._queue.popleft()
@@ -164,17 +166,29 @@ class Lanes:
             return 0
         return arbitration.queue_depth(self._mean_wall, agent.slots)
 
+    @staticmethod
+    def _suits(agent: RemoteAgent, task: Task) -> bool:
+        """Whether an agent is one for such a task, however much it has to do."""
+        wants = task.resources
+        if agent.slots < wants.cores or agent.block.gpus < wants.gpus:
+            return False
+        return not task.alone or agent.node.only(agent.block)
+
+    def _takes(self, agent: RemoteAgent, task: Task, ahead: int) -> bool:
+        """Whether an agent may be given a task now."""
+        load = agent.block.load
+        return self._suits(agent, task) and load < agent.slots + ahead and not (task.alone and load)
+
     def _choose(self, heap: _Heap, task: Task) -> RemoteAgent | None:
         """The agent with the least to do that can take so much; its load and place are corrected."""
         aside: _Heap = []
         found = None
-        cores, gpus = task.resources.cores, task.resources.gpus
         while heap and found is None:
             load, number, agent = heapq.heappop(heap)
             ahead = self._ahead(agent)
-            if agent.takes(cores, gpus, ahead) and not (task.alone and agent.block.load):
+            if self._takes(agent, task, ahead):
                 found = agent
-                agent.block.load += cores
+                agent.block.load += task.resources.cores
                 load = agent.block.load / agent.slots
                 if task.alone:
                     continue  # it is given nothing else
@@ -191,10 +205,10 @@ class Lanes:
         return wants.mpi or several
 
     def _make_room(self, task: Task) -> bool:
-        """See to it that some agent will be large enough; whether the task is done with instead."""
+        """See to it that there will be an agent for it; whether the task is done with instead."""
         wants = task.resources
         agents = [a for a in self._fleet.agents.values() if not a.block.leaving]
-        if any(a.slots >= wants.cores and a.block.gpus >= wants.gpus for a in agents):
+        if any(self._suits(a, task) for a in agents):
             return False  # it only has to wait
         nodes = self._stock.usable(self._fleet.given_up)
         if not nodes:
@@ -208,13 +222,13 @@ class Lanes:
             self._end(task, FailureKind.DOES_NOT_FIT, said)
             return True
         need = placement.Need(1, min(wants.cores, max(n.cores for n in nodes)), wants.gpus)
-        if (found := self._plan(need)) is not None and found.ready:
+        if (found := self._plan(need, alone=task.alone)) is not None and found.ready:
             self.reserved, self.changed = (), True  # they have gone: one agent gets all of it now
         return False
 
-    def _plan(self, need: placement.Need) -> placement.Plan | None:
+    def _plan(self, need: placement.Need, *, alone: bool) -> placement.Plan | None:
         """Choose a place, and tell the agents there to leave."""
-        found = placement.plan(need, self._stock.usable(self._fleet.given_up))
+        found = placement.plan(need, self._stock.usable(self._fleet.given_up), alone=alone)
         if found is not None:
             self.reserved = tuple(node.rank for node in found.nodes)
             for block in found.leaving:
@@ -239,7 +253,7 @@ class Lanes:
             )
             self._end(task, FailureKind.DOES_NOT_FIT, said)
             return True
-        found = self._plan(need)
+        found = self._plan(need, alone=task.alone)
         if found is None or not found.ready:
             return False
         self._submit_job(task, need, found)
@@ -257,7 +271,7 @@ class Lanes:
         for node in found.nodes:
             takes = min(missing, need.tasks_in(*node.free()))
             missing -= takes
-            block = Block(takes * need.cores, takes * need.gpus, fixed=True)
+            block = Block(takes * need.cores, takes * need.gpus, fixed=True, alone=task.alone)
             node.blocks.append(block)
             job.held.append((node, block))
         self.running[job.key] = job
@@ -272,6 +286,8 @@ class Lanes:
             job.placed = True
             for node, block in job.held:  # Flux may have spread the tasks otherwise
                 block.cores = event.context.get("cores", {}).get(node.rank, block.cores)
+        if not job.torn:
+            job.alone = all(node.only(block) for node, block in job.held)
         report = self._jobs.absorb(job, event)
         if event.name in ("clean", "refused"):
             del self.running[event.key]

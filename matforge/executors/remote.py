@@ -67,10 +67,6 @@ class RemoteAgent:
         ).save(self.config_path)  # fmt: skip
         return python_arguments(config.python, "remote", str(self.config_path))
 
-    def takes(self, cores: int, gpus: int, ahead: int) -> bool:
-        """Whether it may be given a chore of that size now."""
-        return self.slots >= cores and self.block.gpus >= gpus and self.block.load < self.slots + ahead
-
     @property
     def open(self) -> bool:
         """Whether it takes chores at all."""

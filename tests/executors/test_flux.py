@@ -21,7 +21,7 @@ import pytest
 from harness import Gate, Harness, wait_for_end
 
 from matforge.executors.fluxexec import FluxExecutor
-from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext
+from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext, Started
 from matforge.executors.restarts import RESTARTS
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 
@@ -66,15 +66,30 @@ def maker(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
         made.append(harness)
         return harness
 
-    yield new
-    for harness in made:
-        harness.executor.close(kill=True)
+    try:
+        yield new
+    finally:
+        for harness in made:
+            harness.executor.close(kill=True)
 
 
 def said_by(harness: Harness, task: Any, name: str = "stdout") -> list[str]:
     """Lines that a command of the job lane printed."""
     path = harness.run_dir / f"out/{task.attempt.chore_id}/{name}.{task.attempt.tag}"
     return sorted(path.read_text().split())
+
+
+def wait(harness: Harness, seconds: float) -> None:
+    """Go on polling for so long."""
+    until = time.monotonic() + seconds
+    harness.poll(lambda: time.monotonic() > until, patience=0.1)
+
+
+def wait_for_agents(harness: Harness) -> None:
+    """Poll until every agent has connected: then the first chore goes to the first node, the driver's."""
+    executor = harness.executor
+    assert isinstance(executor, FluxExecutor)
+    harness.poll(lambda: all(agent.connected for agent in executor._fleet.agents.values()), patience=0.05)
 
 
 # -- jobs with ranks
@@ -314,6 +329,23 @@ def test_what_is_suspected_of_killing_its_agent_has_one_for_itself(
     assert isinstance(harness.wait_for([after])[0], Finished)
 
 
+def test_what_is_suspected_is_not_put_beside_a_job(make: Callable[..., Harness], tmp_path: Path) -> None:
+    harness = make()
+    gates = [Gate(tmp_path / name) for name in ("job", "chore")]
+    job = harness.command("head", "-c1", gates[0].path, resources=Resources(mpi=True))
+    suspect = replace(harness.task(chores.wait_at, gates[1].path), alone=True)
+    harness.executor.submit([job])
+    harness.wait_until_started(job)
+    assert harness.value(harness.task(chores.add, 1, 1)) == 2  # there is an agent beside it
+    harness.executor.submit([suspect])
+    wait(harness, 0.5)
+    assert not [r for r in harness.reports if isinstance(r, Started) and r.attempt == suspect.attempt]
+    gates[0].open()
+    harness.wait_until_started(suspect)
+    gates[1].open()
+    assert all(end.failure is None for end in harness.wait_for([job, suspect]))
+
+
 def test_an_agent_that_cannot_reach_the_driver_says_so(
     make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,6 +489,71 @@ def test_a_job_that_loses_a_node_is_lost_with_it_and_not_to_blame(
         lost = harness.wait_for([task])[0]
         assert isinstance(lost, Lost)
         assert lost.failure.kind is FailureKind.NODE_LOST
+        assert lost.alone  # it held all of its nodes
+
+
+def test_of_a_job_and_a_chore_on_one_node_neither_is_blamed_for_its_loss(
+    four: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        gate = Gate(tmp_path / "gate")
+
+        def waiting(name: str) -> Any:
+            return harness.task(chores.note_pid_and_wait, str(tmp_path / name), gate.path)
+
+        first = waiting("first")
+        wait_for_agents(harness)
+        harness.executor.submit([first])  # at the driver's node, so that the job goes to another one
+        harness.wait_until_started(first)
+        job = harness.command(
+            "sh", "-c", f"echo $$ > {tmp_path}/job; exec sleep 1000", resources=Resources(mpi=True)
+        )
+        harness.executor.submit([job])
+        broker = fluxes.broker_above(int(harness.wait_for_file(tmp_path / "job")))
+        harness.poll(lambda: len(fluxes.agents_of(harness.run_dir)) == 4, patience=0.05)
+        others = [waiting(f"pid{i}") for i in range(6)]  # every core has one
+        harness.executor.submit(others)
+        pids = [int(harness.wait_for_file(tmp_path / f"pid{i}")) for i in range(6)]
+        (beside,) = [o for o, pid in zip(others, pids, strict=True) if fluxes.broker_above(pid) == broker]
+        os.kill(broker, signal.SIGKILL)
+        lost = harness.wait_for([job, beside])
+        assert [(type(end), end.failure and end.failure.kind) for end in lost] == [
+            (Lost, FailureKind.NODE_LOST)
+        ] * 2
+        assert not any(isinstance(end, Lost) and end.alone for end in lost)
+        gate.open()
+        left = [first, *(other for other in others if other is not beside)]
+        assert all(end.failure is None for end in harness.wait_for(left))
+
+
+def test_a_job_that_is_suspected_of_killing_its_node_has_it_for_itself(
+    four: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        gate = Gate(tmp_path / "gate")
+        first = harness.task(chores.wait_at, gate.path)
+        wait_for_agents(harness)
+        harness.executor.submit([first])  # at the driver's node, so that the job goes to another one
+        harness.wait_until_started(first)
+        command = ("sh", "-c", f"echo $$ > {tmp_path}/job; exec sleep 1000")
+        job = replace(harness.command(*command, resources=Resources(mpi=True)), alone=True)
+        harness.executor.submit([job])
+        broker = fluxes.broker_above(int(harness.wait_for_file(tmp_path / "job")))
+        notes = [tmp_path / f"pid{i}" for i in range(6)]
+        others = [harness.task(chores.note_pid_and_wait, str(note), gate.path) for note in notes]
+        harness.executor.submit(others)
+        pids = [int(harness.wait_for_file(note)) for note in notes[:5]]
+        assert broker not in {fluxes.broker_above(pid) for pid in pids}
+        assert not notes[5].exists()  # its node has another core, and yet nothing else
+        os.kill(broker, signal.SIGKILL)
+        (lost,) = harness.wait_for([job])
+        assert isinstance(lost, Lost)
+        assert lost.failure.kind is FailureKind.NODE_LOST
+        assert lost.alone
+        gate.open()
+        assert all(end.failure is None for end in harness.wait_for([first, *others]))
 
 
 # -- GPUs

@@ -17,10 +17,12 @@ import pytest
 from harness import wait_for_end, wait_until
 
 from matforge import Pipeline
+from matforge.engine.graph import MAX_LOSSES
 from matforge.engine.history import read_stories
 from matforge.engine.store import find_run
 from matforge.model import FailureKind, OutputReference
 from matforge.policy import RULES
+from matforge.session import RunFailedError
 
 pytestmark = fluxes.needs_flux
 CHORES = 300
@@ -110,6 +112,31 @@ def test_the_result_is_exact_whatever_goes_meanwhile_and_no_retry_is_spent_on_it
     finally:
         if harm is stop_broker:
             os.kill(stopped, signal.SIGCONT)
+
+
+def kill_node() -> None:
+    """Kill the broker of the second rank's node, which is never the driver's."""
+    if os.environ["MATFORGE_RANK"] == "1":
+        os.kill(fluxes.broker_above(os.getpid()), signal.SIGKILL)
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_a_job_with_ranks_that_kills_its_node_again_and_again_is_set_aside_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    whole = {"num_tasks": 2, "cores_per_task": 2, "mpi": True}
+    with fluxes.instance(size=6), Pipeline(basedir=tmp_path, executor="flux") as pipe:
+        killer = pipe.chore(**whole)(kill_node)()
+        ranks = pipe.chore(**whole)(square)(3)
+        warm = [pipe.chore()(square)(i) for i in range(50)]
+        run = pipe.submit(quiet=True)
+        with pytest.raises(RunFailedError) as caught:
+            run.result(timeout=120)
+    assert set(caught.value.failures) == {killer.chore_id}
+    assert caught.value.failures[killer.chore_id].kind is FailureKind.NODE_LOST
+    assert outcomes(run.run_dir, [killer]) == {FailureKind.NODE_LOST: MAX_LOSSES}
+    assert outcomes(run.run_dir, [ranks, *warm]) == {"completed": 1 + len(warm)}
 
 
 @pytest.mark.slow
