@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from matforge._version import __version__
-from matforge.executors.channel import node_lost
+from matforge.executors.channel import node_lost, time_over
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Node
@@ -138,14 +138,18 @@ class Fleet:
         """Follow an agent's job."""
         agent = self.agents[key]
         context = event.context
-        if event.name == "start":
+        if event.name == "alloc":
+            agent.limit_s = context.get("seconds")
+        elif event.name == "start":
             agent.launched = now
         elif event.name == "finish":
             self._ended(agent, _status_words(int(context["status"])), now)
         elif event.name == "exception" and not context.get("severity"):
-            words = f"{context.get('type')}: {str(context.get('note', '')).strip().rstrip('.')}"
-            self._ended(agent, f"Flux has ended its agent's job ({words.removesuffix(': ')})", now)
-            if context.get("type") == "exec":
+            kind = context.get("type")
+            words = f"{kind}: {str(context.get('note', '')).strip().rstrip('.')}"
+            reason = f"Flux has ended its agent's job ({words.removesuffix(': ')})"
+            self._ended(agent, reason, now, over=kind == "timeout")
+            if kind == "exec":
                 self._pauses[agent.node.rank] = now + PAUSE_S
         elif event.name == "refused":
             self._ended(agent, f"Flux does not take its agent's job: {context.get('note')}", now)
@@ -154,9 +158,9 @@ class Fleet:
             agent.node.blocks.remove(agent.block)
             agent.forget()
 
-    def _ended(self, agent: RemoteAgent, reason: str, now: float) -> None:
+    def _ended(self, agent: RemoteAgent, reason: str, now: float, *, over: bool = False) -> None:
         if not agent.told_to_end:
-            self.lose(agent, reason, now)
+            self.lose(agent, reason, now, over=over)
 
     def offline(self, ranks: Iterable[int], now: float) -> None:
         """Nodes are lost to Flux, though their processes may live on."""
@@ -194,12 +198,12 @@ class Fleet:
             message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
-                reports = agent.link.reports(message, frames)
+                reports = agent.link.reports(message, frames, now)
                 self.reports += _beside_others(agent, reports)
                 if agent.node.rank in self._ends and any(isinstance(r, Finished) for r in reports):
                     del self._ends[agent.node.rank]  # this node works, so another agent is worth starting
             elif kind == "hello":
-                self._welcome(agent, message)
+                self._welcome(agent, message, now)
             elif kind == "gone":
                 agent.gone = True
             elif kind == "failed":
@@ -207,7 +211,7 @@ class Fleet:
                 self._give_up(agent.node, failure.message, failure.stderr)
                 self.lose(agent, failure.message, now)
 
-    def _welcome(self, agent: RemoteAgent, message: Mapping[str, str]) -> None:
+    def _welcome(self, agent: RemoteAgent, message: Mapping[str, str], now: float) -> None:
         if message["version"] != __version__:
             said = (
                 f"The agent on {message['host']} is MatForge {message['version']}, "
@@ -218,6 +222,7 @@ class Fleet:
             return
         agent.link.host = message["host"]
         agent.connected = True
+        agent.welcomed = now
 
     def away(self, seconds: float) -> None:
         """The driver was elsewhere; that is not the agents' silence."""
@@ -262,8 +267,8 @@ class Fleet:
         else:
             self._jobs.cancel(next(key for key, one in self.agents.items() if one is agent))
 
-    def lose(self, agent: RemoteAgent, reason: str, now: float) -> None:
-        """Everything in flight there is lost, and it cannot come back."""
+    def lose(self, agent: RemoteAgent, reason: str, now: float, *, over: bool = False) -> None:
+        """Everything in flight there is lost, and it cannot come back; ``over``: its time was."""
         if agent.lost:
             return
         if agent.connected:
@@ -272,6 +277,12 @@ class Fleet:
         self._hub.dismiss(agent.identity)
         self._by_identity.pop(agent.identity, None)
         stderr, host = agent.stderr(), agent.link.host or agent.node.host
+        if over and agent.connected:
+            log.info("the agent on %s has come to the end of its time", host)
+            limit_s = agent.limit_s or now - agent.welcomed
+            failure = time_over("its agent's", limit_s)
+            self.reports += agent.link.lose_all(failure, early=agent.early(limit_s))
+            return
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
         lost = agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
         self.reports += _beside_others(agent, lost)

@@ -185,7 +185,7 @@ class FluxExecutor(Polling):
         if self._failed is not None:
             self._ready += [Lost(task.attempt, self._failed) for task in tasks]
         elif tasks:
-            self._lanes.submit(tasks)
+            self._lanes.submit(tasks, time.monotonic())
 
     def cancel(self, attempts: Iterable[Attempt]) -> None:
         """Stop attempts; see the protocol."""
@@ -231,7 +231,7 @@ class FluxExecutor(Polling):
             self._lanes.changed = True
             self._watch_capacity()
         if self._failed is None:
-            self._lanes.dispatch()
+            self._lanes.dispatch(now)
         if self._lanes.changed and self._failed is None:
             self._lanes.changed = False
             self._fleet.staff(self._lanes.reserved, self._key)

@@ -54,6 +54,9 @@ class Lanes:
         """Whether cores may have become free; with thousands of nodes nobody looks in every turn."""
         self._queue: deque[Task] = deque()
         self._placed: dict[Attempt, tuple[RemoteAgent, int]] = {}
+        self._cut: set[str] = set()
+        """Chores that still ran when their agent's time was over: they get an agent with all of its time
+        before it, so that it is seen whether that is enough."""
         self._mean_wall: float | None = None
         self._stock = stock
         self._fleet = fleet
@@ -64,10 +67,10 @@ class Lanes:
 
     # -- in and out
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task], now: float) -> None:
         """Queue tasks, and hand on what can be handed on."""
         self._queue += tasks
-        self.dispatch()
+        self.dispatch(now)
 
     def cancel(self, wanted: set[Attempt]) -> None:
         """Drop what waits, and stop what runs."""
@@ -110,7 +113,10 @@ class Lanes:
                 if agent.alone == report.attempt:
                     agent.alone, agent.block.alone = None, False
                     self.changed = True
+                if isinstance(report, Lost) and report.failure.kind is FailureKind.WALLTIME:
+                    self._cut.add(report.attempt.chore_id)
                 if isinstance(report, Finished):
+                    self._cut.discard(report.attempt.chore_id)
                     wall = report.usage.wall_s
                     mean = self._mean_wall
                     self._mean_wall = wall if mean is None else 0.9 * mean + 0.1 * wall
@@ -134,7 +140,7 @@ class Lanes:
 
     # -- the head of the queue
 
-    def dispatch(self) -> None:
+    def dispatch(self, now: float) -> None:
         """Give out chores until one must wait."""
         if self.reserved and all(job.placed for job in self.running.values()):
             self.reserved = ()
@@ -149,16 +155,19 @@ class Lanes:
             if self._is_job(task):
                 if not self._place_job(task):
                     break
-            elif (agent := self._choose(heap, task)) is not None:
+            elif (agent := self._choose(heap, task, now)) is not None:
                 batches.setdefault(agent.number, (agent, []))[1].append(task)
                 self._placed[task.attempt] = (agent, task.resources.cores)
                 if task.alone:
                     agent.alone, agent.block.alone = task.attempt, True
-            elif not self._make_room(task):
+            elif not self._make_room(task, now):
                 break
             self._queue.popleft()
         for agent, tasks in batches.values():
             self._hub.send(agent.identity, agent.link.tasks_message(tasks))
+            for task in tasks:
+                if task.attempt.chore_id in self._cut:
+                    agent.link.begin(task.attempt, now)
 
     def _ahead(self, agent: RemoteAgent) -> int:
         """Cores' worth of chores that an agent may hold beyond what runs; none if they are long."""
@@ -166,27 +175,32 @@ class Lanes:
             return 0
         return arbitration.queue_depth(self._mean_wall, agent.slots)
 
-    @staticmethod
-    def _suits(agent: RemoteAgent, task: Task) -> bool:
+    def _suits(self, agent: RemoteAgent, task: Task, now: float) -> bool:
         """Whether an agent is one for such a task, however much it has to do."""
         wants = task.resources
         if agent.slots < wants.cores or agent.block.gpus < wants.gpus:
             return False
-        return not task.alone or agent.node.only(agent.block)
+        if task.alone and not agent.node.only(agent.block):
+            return False
+        return task.attempt.chore_id not in self._cut or agent.fresh(now)
 
-    def _takes(self, agent: RemoteAgent, task: Task, ahead: int) -> bool:
+    def _takes(self, agent: RemoteAgent, task: Task, ahead: int, now: float) -> bool:
         """Whether an agent may be given a task now."""
-        load = agent.block.load
-        return self._suits(agent, task) and load < agent.slots + ahead and not (task.alone and load)
+        load, cores = agent.block.load, task.resources.cores
+        if not self._suits(agent, task, now) or (task.alone and load):
+            return False
+        if task.attempt.chore_id in self._cut:  # it is to begin at once
+            return load + cores <= agent.slots
+        return load < agent.slots + ahead
 
-    def _choose(self, heap: _Heap, task: Task) -> RemoteAgent | None:
+    def _choose(self, heap: _Heap, task: Task, now: float) -> RemoteAgent | None:
         """The agent with the least to do that can take so much; its load and place are corrected."""
         aside: _Heap = []
         found = None
         while heap and found is None:
             load, number, agent = heapq.heappop(heap)
             ahead = self._ahead(agent)
-            if self._takes(agent, task, ahead):
+            if self._takes(agent, task, ahead, now):
                 found = agent
                 agent.block.load += task.resources.cores
                 load = agent.block.load / agent.slots
@@ -204,11 +218,11 @@ class Lanes:
         several = wants.num_tasks > 1 and not self._stock.fits_a_node(wants, self._fleet.given_up)
         return wants.mpi or several
 
-    def _make_room(self, task: Task) -> bool:
+    def _make_room(self, task: Task, now: float) -> bool:
         """See to it that there will be an agent for it; whether the task is done with instead."""
         wants = task.resources
         agents = [a for a in self._fleet.agents.values() if not a.block.leaving]
-        if any(self._suits(a, task) for a in agents):
+        if any(self._suits(a, task, now) for a in agents):
             return False  # it only has to wait
         nodes = self._stock.usable(self._fleet.given_up)
         if not nodes:

@@ -262,7 +262,7 @@ class LocalExecutor(Polling):
             message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
-                reports = agent.link.reports(message, frames)
+                reports = agent.link.reports(message, frames, now)
                 self._ready += reports
                 if any(isinstance(r, Finished) for r in reports):
                     self._restarts.works()

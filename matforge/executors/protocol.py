@@ -85,7 +85,8 @@ class Lost:
     attempt: Attempt
     failure: Failure
     alone: bool = False
-    """Whether it ended with its node, and nothing else was there."""
+    """Whether nothing but the chore itself can be the reason: it ended with its node, and nothing else was
+    there; or (of kind ``WALLTIME``) it had all the time that a job may have."""
 
 
 @dataclass(frozen=True, slots=True)

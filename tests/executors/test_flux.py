@@ -20,6 +20,7 @@ import fluxes
 import pytest
 from harness import Gate, Harness, wait_for_end
 
+from matforge.executors.flux import YEAR_S, longest_duration
 from matforge.executors.fluxexec import FluxExecutor
 from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext, Started
 from matforge.executors.restarts import RESTARTS
@@ -382,6 +383,99 @@ def test_numbers_out_of_range_are_refused_in_one_sentence(options: dict[str, Any
     with pytest.raises(UsageError, match="must be") as caught:
         FluxExecutor(**options)
     assert "\n" not in str(caught.value)
+
+
+# -- time limits of the instance
+
+
+@contextmanager
+def with_policy(tmp_path: Path, policy: str) -> Iterator[fluxes.Instance]:
+    """One broker that limits what its jobs may take."""
+    (tmp_path / "policy.toml").write_text(policy)
+    with fluxes.instance(options=(f"--config-path={tmp_path / 'policy.toml'}",)) as made:
+        yield made
+
+
+def test_when_an_agents_time_is_over_only_what_had_all_of_it_is_blamed_and_the_rest_gets_all_of_it_next(
+    tmp_path: Path,
+) -> None:
+    with with_policy(tmp_path, '[policy.limits]\nduration = "8s"\n'), maker(tmp_path) as new:
+        harness = new()
+        long = harness.task(chores.endless)
+        harness.executor.submit([long])
+        harness.wait_until_started(long)
+        wait(harness, 3.0)
+        late = harness.task(chores.endless)
+        harness.executor.submit([late])
+        harness.wait_until_started(late)
+        lost = [end for end in harness.wait_for([long, late]) if isinstance(end, Lost)]
+        assert [end.failure.kind for end in lost] == [FailureKind.WALLTIME] * 2
+        assert [end.alone for end in lost] == [True, False]
+        assert "time limit of 8 s" in lost[0].failure.message
+        assert "policy.limits.duration" in lost[0].failure.message
+        assert harness.value(harness.task(chores.add, 1, 1)) == 2
+        wait(harness, 3.0)
+        (aged,) = fluxes.agents_of(harness.run_dir)
+        again = replace(late, attempt=replace(late.attempt, number=2))
+        harness.executor.submit([again])
+        harness.wait_until_started(again)
+        assert fluxes.agents_of(harness.run_dir) != [aged]
+        end = harness.wait_for([again])[0]
+        assert isinstance(end, Lost)
+        assert end.failure.kind is FailureKind.WALLTIME
+        assert end.alone
+
+
+def test_a_job_whose_time_is_over_has_had_all_there_is_whatever_its_ranks_say(tmp_path: Path) -> None:
+    with with_policy(tmp_path, '[policy.limits]\nduration = "4s"\n'), maker(tmp_path) as new:
+        harness = new()
+        dies = harness.command("sleep", "1000", resources=ONE_NODE_MPI)
+        quits = harness.command("sh", "-c", "trap 'exit 3' ALRM; sleep 1000 & wait", resources=ONE_NODE_MPI)
+        for task in (dies, quits):
+            end = harness.run(task)[0]
+            assert isinstance(end, Lost)
+            assert end.alone
+            assert end.failure.kind is FailureKind.WALLTIME
+            assert "time limit of 4 s" in end.failure.message
+
+
+def test_jobs_ask_for_more_than_what_those_get_that_ask_for_nothing(tmp_path: Path) -> None:
+    short = '[policy.jobspec.defaults.system]\nduration = "2s"\n'
+    with with_policy(tmp_path, short) as made, maker(tmp_path) as new:
+        harness = new()
+        assert harness.value(harness.task(chores.add, 1, 1)) == 2
+        assert float(made.run("jobs", "-no", "{duration}")) == YEAR_S
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 0.0),
+        ({"policy": {"limits": {"job-size": {"max": {"nnodes": 2}}}}}, 0.0),
+        ({"policy": {"limits": {"duration": "0"}}}, 0.0),
+        ({"policy": {"limits": {"duration": "60"}}}, 60.0),
+        ({"policy": {"jobspec": {"defaults": {"system": {"duration": "5"}}}}}, YEAR_S),
+        (
+            {
+                "policy": {
+                    "jobspec": {"defaults": {"system": {"duration": "5", "queue": "batch"}}},
+                    "limits": {"duration": "60"},
+                },
+                "queues": {"batch": {"policy": {"limits": {"duration": "90"}}}, "debug": {}},
+            },
+            90.0,
+        ),
+        (
+            {
+                "policy": {"jobspec": {"defaults": {"system": {"queue": "night"}}}},
+                "queues": {"night": {"parent": "batch"}, "batch": {"policy": {"limits": {"duration": "30"}}}},
+            },
+            30.0,
+        ),
+    ],
+)
+def test_a_job_asks_for_the_most_that_its_queue_allows(config: dict[str, Any], expected: float) -> None:
+    assert longest_duration(config, float) == expected
 
 
 # -- several nodes

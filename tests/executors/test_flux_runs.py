@@ -44,6 +44,12 @@ def square(i: int, gate: str | None = None) -> int:
     return i * i
 
 
+def slow_square(i: int) -> int:
+    """Take longer than the moment that an agent's time may begin with."""
+    time.sleep(1.0)
+    return i * i
+
+
 def cancel_agent(made: fluxes.Instance, run_dir: Path) -> None:
     made.run("cancel", made.run("jobs", "-no", "{id}").split()[0])
 
@@ -112,6 +118,34 @@ def test_the_result_is_exact_whatever_goes_meanwhile_and_no_retry_is_spent_on_it
     finally:
         if harm is stop_broker:
             os.kill(stopped, signal.SIGCONT)
+
+
+def too_long() -> None:
+    """Wait for what never comes."""
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_what_cannot_end_within_the_time_that_jobs_have_is_set_aside_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "policy.toml").write_text('[policy.limits]\nduration = "6s"\n')
+    options = (f"--config-path={tmp_path / 'policy.toml'}",)
+    with fluxes.instance(options=options), Pipeline(basedir=tmp_path, executor="flux") as pipe:
+        warm = pipe.chore()(too_long)()
+        shorts = [pipe.chore()(slow_square)(i) for i in range(20)]
+        ranks = pipe.chore(num_tasks=2, mpi=True)(too_long)()
+        run = pipe.submit(quiet=True)
+        with pytest.raises(RunFailedError) as caught:
+            run.result(timeout=120)
+    failures = caught.value.failures
+    assert set(failures) == {warm.chore_id, ranks.chore_id}
+    assert all("time limit of 6 s" in failure.message for failure in failures.values())
+    for one in (warm, ranks):
+        assert outcomes(run.run_dir, [one]) == {FailureKind.WALLTIME: MAX_LOSSES}
+    ended = outcomes(run.run_dir, shorts)
+    assert ended["completed"] == len(shorts)
+    assert set(ended) <= {"completed", FailureKind.WALLTIME}
 
 
 def kill_node() -> None:
