@@ -49,7 +49,11 @@ RULES: Mapping[FailureKind, Rule] = {
     FailureKind.START_FAILED: Rule(1, True, "its program, or its worker, could not be started"),
     FailureKind.WORKER_LOST: Rule(0, False, "its slot died; three times, and the chore is set aside"),
     FailureKind.NODE_LOST: Rule(0, False, "its node died; three times while alone there: it is set aside"),
-    FailureKind.WALLTIME: Rule(0, False, "the allocation ended, or its run was told to end"),
+    FailureKind.WALLTIME: Rule(
+        0,
+        False,
+        "the allocation or its run ended; or three times all the time that a job may take: set aside",
+    ),
     FailureKind.DEPENDENCY_FAILED: Rule(None, False, "a chore that it needs failed; the root is named"),
     FailureKind.DOES_NOT_FIT: Rule(None, False, "it asks for more than there is"),
     FailureKind.CANCELLED: Rule(None, False, "somebody cancelled it"),

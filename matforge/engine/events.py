@@ -73,7 +73,8 @@ class Lost:
     number: int
     failure: Failure
     alone: bool = False
-    """Whether nothing else was at the node that was lost."""
+    """Whether nothing else was at the node that was lost; or, of kind ``WALLTIME``, whether it had all the
+    time that there may be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ TRANSITIONS: dict[tuple[ChoreState | None, ChoreState], str] = {
 
 MAX_LOSSES = 3
 """A chore that was lost this often with its slot, or alone with its node, is set aside: it is probably what
-kills them."""
+kills them. So is one that has had all the time that there may be as often."""
 MAX_DOUBTS = 2
 """A chore that was lost this often with its node, beside others, has the next one for itself: then it is
 seen which of them kills it, and the others are not blamed."""
@@ -86,7 +86,7 @@ class Node:
     started: bool = False
     """Whether the latest attempt has begun; only while RUNNING."""
     losses: int = 0
-    """Attempts lost with their slot, or alone with their node."""
+    """Attempts lost with their slot, alone with their node, or after all the time that there may be."""
     doubts: int = 0
     """Attempts lost with their node, beside others, of which one may have killed it."""
     retries: int = 0
@@ -293,12 +293,13 @@ class Graph:
         node = self._current(event.id, event.number)
         if node is None:
             return []
-        # a slot's death may be the chore's fault, and a node's, if nothing else was there
+        # a slot's death may be the chore's fault, and a node's, if nothing else was there; to be stopped
+        # for want of time is not, unless there will never be more
         kind = event.failure.kind
         if kind is FailureKind.NODE_LOST and not event.alone:
             node.doubts += 1
             self.doubted.add(node.id)
-        elif kind is not FailureKind.WALLTIME:
+        elif kind is not FailureKind.WALLTIME or event.alone:
             node.losses += 1
         if node.cancelling:
             return self._end(node, CANCELLED, Failure(FailureKind.CANCELLED, "Cancelled while it ran."))

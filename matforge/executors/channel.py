@@ -7,6 +7,7 @@ are small lists, handles are integers, and what many tasks share (a profile) tra
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -45,6 +46,13 @@ class AgentLink:
     def __init__(self) -> None:
         self.host = ""
         self.in_flight: dict[int, Attempt] = {}
+        self._begun: dict[int, float] = {}
+        """When tasks in flight were first heard to run; short ones never are."""
+        self.lost: list[Lost] = []
+        """What was lost with the agent. The agent itself tells of it where it was told to end; then it begins
+        nothing more."""
+        self._crew = 0
+        """How many tasks were in flight when that began."""
         self._handles: dict[Attempt, int] = {}
         self._next = 0
         self._profiles: dict[Any, int] = {}
@@ -109,14 +117,19 @@ class AgentLink:
         """Frames that ask for everything that has not begun."""
         return [encode({"t": "withdraw"})]
 
+    def begin(self, attempt: Attempt, now: float) -> None:
+        """Count a task as begun, whenever it is heard to run."""
+        self._begun.setdefault(self._handles[attempt], now)
+
     def _take(self, handle: int) -> Attempt | None:
+        self._begun.pop(handle, None)
         attempt = self.in_flight.pop(handle, None)
         if attempt is not None:
             self._handles.pop(attempt, None)
         return attempt
 
-    def reports(self, message: dict[str, Any], frames: Sequence[bytes]) -> list[Report]:
-        """The reports in a ``reports`` message; those of unknown attempts are dropped."""
+    def reports(self, message: dict[str, Any], frames: Sequence[bytes], now: float) -> list[Report]:
+        """The reports in a ``reports`` message that came ``now``; those of unknown attempts are dropped."""
         found: list[Report] = []
         inlines, offset = frames[1], 0
         for line in message["r"]:
@@ -124,6 +137,7 @@ class AgentLink:
             if kind == STARTED:
                 begun = self.in_flight.get(handle)
                 if begun is not None:
+                    self._begun.setdefault(handle, now)
                     found.append(Started(begun, self.host, line[2]))
                 continue
             attempt = self._take(handle)
@@ -135,8 +149,7 @@ class AgentLink:
             elif kind == WITHDRAWN:
                 found += [] if attempt is None else [Withdrawn(attempt)]
             elif attempt is not None:
-                failure = replace(Failure.from_dict(line[2]), host=self.host, attempt=attempt.number)
-                found.append(Lost(attempt, failure))
+                found.append(self._told_lost(attempt, Failure.from_dict(line[2])))
         return found
 
     def _finished(self, attempt: Attempt, line: list[Any], inline: bytes) -> Finished:
@@ -152,15 +165,34 @@ class AgentLink:
             printed,
         )
 
-    def lose_all(self, failure: Failure) -> list[Lost]:
-        """Reports that say that everything in flight was lost with the agent."""
-        alone = len(self.in_flight) == 1
-        lost = [
-            Lost(attempt, replace(failure, host=self.host, attempt=attempt.number), alone)
-            for attempt in self.in_flight.values()
-        ]
+    def _told_lost(self, attempt: Attempt, failure: Failure) -> Lost:
+        """What an agent says that was lost: with a slot, or with the agent itself."""
+        failure = replace(failure, host=self.host, attempt=attempt.number)
+        if failure.kind is not FailureKind.NODE_LOST:
+            return Lost(attempt, failure)
+        self._crew = self._crew or 1 + len(self.in_flight)
+        lost = Lost(attempt, failure, self._crew == 1)
+        self.lost.append(lost)
+        return lost
+
+    def lose_all(self, failure: Failure, *, early: float | None = None) -> list[Lost]:
+        """Reports that say that everything in flight was lost with the agent.
+
+        Parameters
+        ----------
+        failure : Failure
+        early : float, optional
+            The agent's time was over, and to blame is what had begun by then.
+        """
+        alone = len(self.in_flight) == 1 and not self._crew
+        lost = []
+        for handle, attempt in self.in_flight.items():
+            blamed = alone if early is None else self._begun.get(handle, math.inf) <= early
+            lost.append(Lost(attempt, replace(failure, host=self.host, attempt=attempt.number), blamed))
         self.in_flight.clear()
         self._handles.clear()
+        self._begun.clear()
+        self.lost += lost
         return lost
 
 
@@ -181,3 +213,13 @@ def _with_evidence(failure: Failure, attempt: Attempt, usage: Usage) -> Failure:
 def node_lost(reason: str, stderr: str = "") -> Failure:
     """The failure of what was in flight on an agent that is gone."""
     return Failure(FailureKind.NODE_LOST, reason, stderr=stderr)
+
+
+def time_over(whose: str, limit_s: float) -> Failure:
+    """The failure of what still ran when the resource manager's time limit came."""
+    said = (
+        f"It still ran when {whose} Flux job came to its time limit of {limit_s:.0f} s; cut up what takes "
+        "longer, or let it run where jobs may take longer: raise `policy.limits.duration` of this Flux "
+        "instance, or start one with more time (`flux alloc -t TIME`)."
+    )
+    return Failure(FailureKind.WALLTIME, said)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from matforge._version import __version__
-from matforge.executors.channel import node_lost
+from matforge.executors.channel import node_lost, time_over
 from matforge.executors.hub import Hub
 from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Node
-from matforge.executors.protocol import Finished, Report
+from matforge.executors.protocol import Finished, Lost, Report
 from matforge.executors.remote import RemoteAgent
 from matforge.executors.restarts import RESTARTS, Restarts
 from matforge.model import Failure, FailureKind
@@ -139,14 +139,18 @@ class Fleet:
         """Follow an agent's job."""
         agent = self.agents[key]
         context = event.context
-        if event.name == "start":
+        if event.name == "alloc":
+            agent.limit_s = context.get("seconds")
+        elif event.name == "start":
             agent.launched = now
         elif event.name == "finish":
             self._ended(agent, _status_words(int(context["status"])), now)
         elif event.name == "exception" and not context.get("severity"):
-            words = f"{context.get('type')}: {str(context.get('note', '')).strip().rstrip('.')}"
-            self._ended(agent, f"Flux has ended its agent's job ({words.removesuffix(': ')})", now)
-            if context.get("type") == "exec":
+            kind = context.get("type")
+            words = f"{kind}: {str(context.get('note', '')).strip().rstrip('.')}"
+            reason = f"Flux has ended its agent's job ({words.removesuffix(': ')})"
+            self._ended(agent, reason, now, over=kind == "timeout")
+            if kind == "exec":
                 self._pauses[agent.node.rank] = now + PAUSE_S
         elif event.name == "refused":
             self._ended(agent, f"Flux does not take its agent's job: {context.get('note')}", now)
@@ -155,9 +159,9 @@ class Fleet:
             agent.node.blocks.remove(agent.block)
             agent.forget()
 
-    def _ended(self, agent: RemoteAgent, reason: str, now: float) -> None:
+    def _ended(self, agent: RemoteAgent, reason: str, now: float, *, over: bool = False) -> None:
         if not agent.told_to_end:
-            self.lose(agent, reason, now)
+            self.lose(agent, reason, now, over=over)
 
     def offline(self, ranks: Iterable[int], now: float) -> None:
         """Nodes are lost to Flux, though their processes may live on."""
@@ -195,18 +199,20 @@ class Fleet:
             message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
-                reports = agent.link.reports(message, frames)
-                self.reports += reports
+                reports = agent.link.reports(message, frames, now)
+                self.reports += _beside_others(agent, reports)
                 if agent.node.rank in self._ends and any(isinstance(r, Finished) for r in reports):
                     del self._ends[agent.node.rank]  # this node works, so another agent is worth starting
             elif kind == "hello":
-                self._welcome(agent, message)
+                self._welcome(agent, message, now)
+            elif kind == "gone":
+                agent.gone = True
             elif kind == "failed":
                 failure = Failure.from_dict(message["failure"])
                 self._give_up(agent.node, failure.message, failure.stderr)
                 self.lose(agent, failure.message, now)
 
-    def _welcome(self, agent: RemoteAgent, message: Mapping[str, str]) -> None:
+    def _welcome(self, agent: RemoteAgent, message: Mapping[str, str], now: float) -> None:
         if message["version"] != __version__:
             said = (
                 f"The agent on {message['host']} is MatForge {message['version']}, "
@@ -217,6 +223,7 @@ class Fleet:
             return
         agent.link.host = message["host"]
         agent.connected = True
+        agent.welcomed = now
         self._welcomed.append(agent)
 
     def take_welcomed(self) -> list[RemoteAgent]:
@@ -267,8 +274,8 @@ class Fleet:
         else:
             self._jobs.cancel(next(key for key, one in self.agents.items() if one is agent))
 
-    def lose(self, agent: RemoteAgent, reason: str, now: float) -> None:
-        """Everything in flight there is lost, and it cannot come back."""
+    def lose(self, agent: RemoteAgent, reason: str, now: float, *, over: bool = False) -> None:
+        """Everything in flight there is lost, and it cannot come back; ``over``: its time was."""
         if agent.lost:
             return
         if agent.connected:
@@ -277,10 +284,17 @@ class Fleet:
         self._hub.dismiss(agent.identity)
         self._by_identity.pop(agent.identity, None)
         stderr, host = agent.stderr(), agent.link.host or agent.node.host
+        if over and agent.connected:
+            log.info("the agent on %s has come to the end of its time", host)
+            limit_s = agent.limit_s or now - agent.welcomed
+            failure = time_over("its agent's", limit_s)
+            self.reports += agent.link.lose_all(failure, early=agent.early(limit_s))
+            return
         log.warning("the agent on %s was lost: %s\n%s", host, reason, stderr)
         lost = agent.link.lose_all(node_lost(f"The node {host} was lost: {reason}.", stderr))
-        self.reports += lost
-        if self._ends.setdefault(agent.node.rank, Restarts()).count(now, lost):
+        self.reports += _beside_others(agent, lost)
+        ends = self._ends.setdefault(agent.node.rank, Restarts())
+        if ends.count(now, agent.link.lost, connected=agent.connected):
             self._give_up(agent.node, f"its agent has ended {RESTARTS} times: {reason}", stderr)
 
     def _give_up(self, node: Node, reason: str, stderr: str) -> None:
@@ -290,6 +304,18 @@ class Fleet:
             message = f"The node {node.host} is given up: {reason.rstrip('.')}.{said}"
             self.given_up[node.rank] = Failure(FailureKind.START_FAILED, message, stderr=stderr)
             log.error("%s", message)
+
+
+def _beside_others(agent: RemoteAgent, reports: Sequence[Report]) -> Sequence[Report]:
+    """The same, but nothing is blamed for the loss of a node where other agents are, or jobs."""
+    if agent.node.only(agent.block):
+        return reports
+    return [
+        replace(one, alone=False)
+        if isinstance(one, Lost) and one.failure.kind is FailureKind.NODE_LOST
+        else one
+        for one in reports
+    ]
 
 
 def _status_words(status: int) -> str:

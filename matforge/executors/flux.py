@@ -35,6 +35,8 @@ OPEN_S = 30.0
 SETTLE_S = 0.05
 """The scheduler learns of a lost node a moment after the journal has told of it."""
 CLOSE_S = 5.0
+YEAR_S = 365 * 86400.0
+"""What is asked for where a job must say how long, and may say anything."""
 _NODE_EVENTS = ("online", "offline", "drain", "undrain")
 
 
@@ -75,7 +77,7 @@ def _bindings() -> Any:
             raise
         sys.path += [folder for folder in folders if folder not in sys.path]
         importlib.import_module("flux")
-    for name in ("job", "job.journal", "resource", "resource.journal", "idset", "hostlist"):
+    for name in ("job", "job.journal", "resource", "resource.journal", "idset", "hostlist", "util"):
         module = importlib.import_module(f"flux.{name}")
     del module
     return sys.modules["flux"]
@@ -179,6 +181,8 @@ class Broker:
         self.hosts: tuple[str, ...] = ()
         self.ends_at: float | None = None
         """Unix time at which the instance's own job ends, if it has a time limit."""
+        self._longest_s = 0.0
+        """What a job has to ask for, so that Flux lets it live as long as it may; 0: nothing."""
         self.first: Inventory | None = None
         self._problem = ""
         self._thread = threading.Thread(target=self._run, name="matforge-flux", daemon=True)
@@ -263,6 +267,15 @@ class Broker:
         with suppress(OSError):  # an instance that is not a job has no end
             left = self._flux.job.timeleft(handle)
             self.ends_at = time.time() + left if math.isfinite(left) else None
+        with suppress(OSError):
+            config = handle.rpc("config.get").get()
+            self._longest_s = longest_duration(config, self._flux.util.parse_fsd)
+
+    def _duration(self) -> float:
+        """Seconds that a job asks for; 0 for as long as the instance lives."""
+        if not self._longest_s or self.ends_at is None:
+            return self._longest_s
+        return max(1.0, min(self._longest_s, self.ends_at - time.time()))
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
@@ -289,7 +302,7 @@ class Broker:
     def _submit(self, key: int, order: JobOrder) -> None:
         try:
             future = self._flux.job.submit_async(
-                self._handle, _jobspec(self._flux, order), novalidate=self._owner
+                self._handle, _jobspec(self._flux, order, self._duration()), novalidate=self._owner
             )
         except (OSError, ValueError, TypeError) as error:
             self._tell(JobEvent(key, "refused", {"note": str(error)}))
@@ -332,6 +345,9 @@ class Broker:
         context = dict(event.context)
         if event.name == "alloc" and event.R:
             context["cores"] = {rank: cores for rank, (_, cores, _) in _nodes(self._flux, event.R).items()}
+            execution = event.R["execution"]
+            if execution.get("expiration"):
+                context["seconds"] = execution["expiration"] - execution["starttime"]
         self._pass_on(int(event.jobid), event.name, context)
 
     def _pass_on(self, number: int, name: str, context: dict[str, Any]) -> None:
@@ -418,7 +434,44 @@ def _nodes(flux: Any, resources: Mapping[str, Any]) -> dict[int, tuple[str, int,
     return {rank: (name, *held[rank]) for rank, name in zip(ranks, names, strict=True)}
 
 
-def _jobspec(flux: Any, order: JobOrder) -> Any:
+def longest_duration(config: Mapping[str, Any], seconds: Callable[[str], float]) -> float:
+    """The time to ask for so that a job in the default queue may live as long as the policy allows (RFC 33).
+
+    Parameters
+    ----------
+    config : mapping
+        The instance's configuration.
+    seconds : callable
+        Reads one of Flux's durations.
+
+    Returns
+    -------
+    float
+        Seconds; 0 where a job that asks for nothing has no limit.
+    """
+
+    def said(policy: Mapping[str, Any], *names: str) -> Any:
+        found: Any = policy
+        for name in names:
+            found = found.get(name, {}) if isinstance(found, Mapping) else {}
+        return found or None
+
+    defaults = ("jobspec", "defaults", "system")
+    queues = config.get("queues", {})
+    queue = queues.get(said(config.get("policy", {}), *defaults, "queue"), {})
+    levels = [config, queues.get(queue.get("parent"), {}), queue]
+    default = limit = 0.0
+    for policy in (level.get("policy", {}) for level in levels):
+        if (word := said(policy, *defaults, "duration")) is not None:
+            default = seconds(str(word))
+        if (word := said(policy, "limits", "duration")) is not None:
+            limit = seconds(str(word))
+    if limit and math.isfinite(limit):
+        return limit
+    return YEAR_S if default and math.isfinite(default) else 0.0
+
+
+def _jobspec(flux: Any, order: JobOrder, duration: float) -> Any:
     spec = flux.job.JobspecV1.from_command(
         list(order.argv),
         num_tasks=order.tasks,
@@ -427,6 +480,7 @@ def _jobspec(flux: Any, order: JobOrder) -> Any:
     )
     spec.environment = dict(order.environment)
     spec.cwd = order.cwd
+    spec.duration = duration
     spec.stdout, spec.stderr = order.stdout, order.stderr
     spec.setattr("system.job.name", order.name)
     spec.setattr("system.constraints", {"ranks": [",".join(map(str, order.ranks))]})

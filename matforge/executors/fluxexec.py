@@ -42,6 +42,8 @@ log = logging.getLogger("matforge")
 HOME = "agents"
 """Folder of the run directory for what agents are told, and their complaints."""
 _CLOSE_S = 10.0
+_REAP_S = 2.0
+"""Once all agents have said that they are gone, Flux has so long from one job's end to the next."""
 _OTHERS_S = 5.0
 """While other jobs hold cores, Flux is asked this often whether they have ended."""
 
@@ -183,7 +185,7 @@ class FluxExecutor(Polling):
         if self._failed is not None:
             self._ready += [Lost(task.attempt, self._failed) for task in tasks]
         elif tasks:
-            self._lanes.submit(tasks)
+            self._lanes.submit(tasks, time.monotonic())
 
     def cancel(self, attempts: Iterable[Attempt]) -> None:
         """Stop attempts; see the protocol."""
@@ -229,7 +231,7 @@ class FluxExecutor(Polling):
             self._lanes.changed = True
             self._watch_capacity()
         if self._failed is None:
-            self._lanes.dispatch()
+            self._lanes.dispatch(now)
         if self._lanes.changed and self._failed is None:
             self._lanes.changed = False
             self._fleet.staff(self._lanes.reserved, self._key)
@@ -297,22 +299,32 @@ class FluxExecutor(Polling):
         for agent in list(self._fleet.agents.values()):
             if not agent.lost and not (agent.told_to_end and not kill):
                 self._fleet.dismiss(agent, kill=kill or bool(self._broker_lost))
-        for cancel_after in (False, True):
-            if cancel_after:
-                for key in (*self._fleet.agents, *self._lanes.running):
-                    self._broker.cancel(key)
-            deadline = time.monotonic() + _CLOSE_S
-            while (self._fleet.agents or self._lanes.running) and (left := deadline - time.monotonic()) > 0:
-                self._poller.poll(int(1000 * min(left, 1.0)))
-                self._news.clear()
-                now = time.monotonic()
-                self._fleet.hear(now)
-                for event in self._broker.events():
-                    if isinstance(event, JobEvent):
-                        self._job_event(event, now)
-                    elif isinstance(event, BrokerLost):
-                        self._broker_lost = event.reason
-                if self._broker_lost:
-                    return  # nobody is left who could tell of ends; agents have been told to end
+        self._await_ends()
+        if self._broker_lost:
+            return  # nobody is left who could tell of ends; agents have been told to end
+        for key in (*self._fleet.agents, *self._lanes.running):
+            self._broker.cancel(key)
+        self._await_ends()
         if left := len(self._fleet.agents) + len(self._lanes.running):
             log.warning("%d jobs of this run have not ended; `flux jobs` lists them", left)
+
+    def _await_ends(self) -> None:
+        """Wait for the ends of jobs, as long as they may still come."""
+        now = time.monotonic()
+        deadline, changed, before = now + _CLOSE_S, now, None
+        while (self._fleet.agents or self._lanes.running) and now < deadline and not self._broker_lost:
+            known = [*self._lanes.running, *((key, a.gone) for key, a in self._fleet.agents.items())]
+            if known != before:
+                before, changed = known, now
+            over = not self._lanes.running and all(a.gone for a in self._fleet.agents.values())
+            if over and now - changed > _REAP_S:
+                return  # nothing of ours is left but jobs that Flux cannot end: their broker stands still
+            self._poller.poll(int(1000 * min(deadline - now, 0.2)))
+            self._news.clear()
+            now = time.monotonic()
+            self._fleet.hear(now)
+            for event in self._broker.events():
+                if isinstance(event, JobEvent):
+                    self._job_event(event, now)
+                elif isinstance(event, BrokerLost):
+                    self._broker_lost = event.reason

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matforge.engine.locations import read
-from matforge.executors.channel import profile_of
+from matforge.executors.channel import profile_of, time_over
 from matforge.executors.instance import JobEvent, JobOrder
 from matforge.executors.placement import Block, Need, Node
 from matforge.executors.protocol import INLINE_LIMIT, Finished, Lost, Report, Started, Task
@@ -44,6 +44,12 @@ class FluxJob:
     torn: bool = False
     """Whether Flux itself has ended it: a rank has ended badly, or a node was lost."""
     node_lost: bool = False
+    alone: bool = False
+    """Whether nothing else of the run was on its nodes when it was torn."""
+    limit_s: float | None = None
+    """What Flux has given it, if that has an end."""
+    over: bool = False
+    """Whether that time was over."""
     status: int | None = None
 
 
@@ -121,12 +127,15 @@ class FluxJobs:
         :meth:`end` makes the report.
         """
         context = event.context
-        if event.name == "start":
+        if event.name == "alloc":
+            job.limit_s = context.get("seconds")
+        elif event.name == "start":
             return Started(job.task.attempt, job.held[0][0].host, 0)
         if event.name == "finish":
             job.status = int(context["status"])
         elif event.name == "exception" and not context.get("severity"):
             job.torn |= context.get("type") == "exec"
+            job.over |= context.get("type") == "timeout"
             job.failure = job.failure or self._exception(job, context)
         elif event.name == "refused":
             said = f"{job.task.attempt.chore_id}: Flux does not take its job: {context.get('note')}."
@@ -151,8 +160,6 @@ class FluxJobs:
             return Failure(FailureKind.WORKER_LOST, f"{chore}: its Flux job was cancelled by somebody else.")
         if kind == "alloc":
             return Failure(FailureKind.DOES_NOT_FIT, f"{chore}: Flux cannot ever place its job: {note}.")
-        if kind == "timeout":
-            return Failure(FailureKind.WALLTIME, f"{chore}: the time limit of its Flux job has come.")
         return None  # the tasks themselves know better
 
     def end(self, job: FluxJob) -> Report:
@@ -172,7 +179,12 @@ class FluxJobs:
         if job.torn and job.node_lost:
             # ranks on other nodes tell only of the signal with which Flux has ended them for it
             said_so = f"{task.attempt.chore_id}: a node of its Flux job was lost."
-            return Lost(task.attempt, Failure(FailureKind.NODE_LOST, said_so))
+            return Lost(task.attempt, Failure(FailureKind.NODE_LOST, said_so), job.alone)
+        if job.status == 0 and 0 in said and said[0].get("result"):
+            return self._succeeded(task, said[0], usage, printed)
+        if job.over:
+            # whatever the ranks say, they were told to end; it has had all the time that there is
+            return Lost(task.attempt, time_over("its", job.limit_s or usage.wall_s), alone=True)
         failed = [(rank, words["failure"]) for rank, words in sorted(said.items()) if words["failure"]]
         if job.failure is not None and job.failure.kind in _NOT_THE_CHORES_FAULT:
             return Lost(task.attempt, job.failure)
@@ -180,8 +192,6 @@ class FluxJobs:
             return self._failed(task, *failed[0], usage=usage, printed=printed)
         if job.failure is not None:
             return Finished(task.attempt, usage, failure=job.failure, printed=printed)
-        if job.status == 0 and 0 in said and said[0].get("result"):
-            return self._succeeded(task, said[0], usage, printed)
         return Lost(task.attempt, self._without_words(job))
 
     def _failed(

@@ -46,7 +46,8 @@ class JobOrder:
 class JobEvent:
     """Something has happened to a job of ours; ``name`` and ``context`` as in Flux's RFC 21.
 
-    Two names are our own: ``submitted`` (the context has the id) and ``refused``.
+    Two names are our own: ``submitted`` (the context has the id) and ``refused``. The context of ``alloc``
+    has the cores of each rank as ``cores``, and how long the job may live as ``seconds`` if that has an end.
     """
 
     key: int

@@ -58,6 +58,9 @@ class Lanes:
         """Every agent that takes chores, by how much it has to do for its size. Entries of agents that have
         another load by now, or take nothing any more, are stale and skipped when popped: with thousands of
         nodes nobody goes through all of them for each chore that ends."""
+        self._cut: set[str] = set()
+        """Chores that still ran when their agent's time was over: they get an agent with all of its time
+        before it, so that it is seen whether that is enough."""
         self._mean_wall: float | None = None
         self._stock = stock
         self._fleet = fleet
@@ -73,10 +76,10 @@ class Lanes:
         """What nobody has been given yet, in its order."""
         return tuple(self._queue)
 
-    def submit(self, tasks: Sequence[Task]) -> None:
+    def submit(self, tasks: Sequence[Task], now: float) -> None:
         """Queue tasks, and hand on what can be handed on."""
         self._queue += tasks
-        self.dispatch()
+        self.dispatch(now)
 
     def cancel(self, wanted: set[Attempt]) -> None:
         """Drop what waits, and stop what runs."""
@@ -117,9 +120,13 @@ class Lanes:
                 agent, cores = self._placed.pop(report.attempt)
                 agent.block.load -= cores
                 if agent.alone == report.attempt:
-                    agent.alone = None
+                    agent.alone, agent.block.alone = None, False
+                    self.changed = True
                 self._list(agent)
+                if isinstance(report, Lost) and report.failure.kind is FailureKind.WALLTIME:
+                    self._cut.add(report.attempt.chore_id)
                 if isinstance(report, Finished):
+                    self._cut.discard(report.attempt.chore_id)
                     wall = report.usage.wall_s
                     mean = self._mean_wall
                     self._mean_wall = wall if mean is None else 0.9 * mean + 0.1 * wall
@@ -143,7 +150,7 @@ class Lanes:
 
     # -- the head of the queue
 
-    def dispatch(self) -> None:
+    def dispatch(self, now: float) -> None:
         """Give out chores until one must wait."""
         if self.reserved and all(job.placed for job in self.running.values()):
             self.reserved = ()
@@ -158,15 +165,19 @@ class Lanes:
             if self._is_job(task):
                 if not self._place_job(task):
                     break
-            elif (found := self._choose(task)) is not None:
+            elif (found := self._choose(task, now)) is not None:
                 batches.setdefault(found.number, (found, []))[1].append(task)
                 self._placed[task.attempt] = (found, task.resources.cores)
-                found.alone = task.attempt if task.alone else None
-            elif not self._make_room(task):
+                if task.alone:
+                    found.alone, found.block.alone = task.attempt, True
+            elif not self._make_room(task, now):
                 break
             self._queue.popleft()
         for agent, tasks in batches.values():
             self._hub.send(agent.identity, agent.link.tasks_message(tasks))
+            for task in tasks:
+                if task.attempt.chore_id in self._cut:
+                    agent.link.begin(task.attempt, now)
 
     def _ahead(self, agent: RemoteAgent) -> int:
         """Cores' worth of chores that an agent may hold beyond what runs; none if they are long."""
@@ -183,20 +194,37 @@ class Lanes:
             ]
             heapq.heapify(self._agents)
 
-    def _choose(self, task: Task) -> RemoteAgent | None:
+    def _suits(self, agent: RemoteAgent, task: Task, now: float) -> bool:
+        """Whether an agent is one for such a task, however much it has to do."""
+        wants = task.resources
+        if agent.slots < wants.cores or agent.block.gpus < wants.gpus:
+            return False
+        if task.alone and not agent.node.only(agent.block):
+            return False
+        return task.attempt.chore_id not in self._cut or agent.fresh(now)
+
+    def _takes(self, agent: RemoteAgent, task: Task, ahead: int, now: float) -> bool:
+        """Whether an agent may be given a task now."""
+        load, cores = agent.block.load, task.resources.cores
+        if not self._suits(agent, task, now) or (task.alone and load):
+            return False
+        if task.attempt.chore_id in self._cut:  # it is to begin at once
+            return load + cores <= agent.slots
+        return load < agent.slots + ahead
+
+    def _choose(self, task: Task, now: float) -> RemoteAgent | None:
         """The agent with the least to do that can take so much; its load is corrected."""
         aside: _Heap = []
         found = None
-        cores, gpus = task.resources.cores, task.resources.gpus
         while self._agents and found is None:
             entry = heapq.heappop(self._agents)
             load, _, agent = entry
             if not agent.open or load != agent.block.load / agent.slots:
                 continue
             ahead = self._ahead(agent)
-            if agent.takes(cores, gpus, ahead) and not (task.alone and agent.block.load):
+            if self._takes(agent, task, ahead, now):
                 found = agent
-                agent.block.load += cores
+                agent.block.load += task.resources.cores
                 if not task.alone:  # it is given nothing else
                     self._list(agent)
                 continue
@@ -212,11 +240,10 @@ class Lanes:
         several = wants.num_tasks > 1 and not self._stock.fits_a_node(wants, self._fleet.given_up)
         return wants.mpi or several
 
-    def _make_room(self, task: Task) -> bool:
-        """See to it that some agent will be large enough; whether the task is done with instead."""
+    def _make_room(self, task: Task, now: float) -> bool:
+        """See to it that there will be an agent for it; whether the task is done with instead."""
         wants = task.resources
-        agents = self._fleet.agents.values()
-        if any(a.slots >= wants.cores and a.block.gpus >= wants.gpus and not a.block.leaving for a in agents):
+        if any(self._suits(a, task, now) and not a.block.leaving for a in self._fleet.agents.values()):
             return False  # it only has to wait
         nodes = self._stock.usable(self._fleet.given_up)
         if not nodes:
@@ -230,13 +257,13 @@ class Lanes:
             self._end(task, FailureKind.DOES_NOT_FIT, said)
             return True
         need = placement.Need(1, min(wants.cores, max(n.cores for n in nodes)), wants.gpus)
-        if (found := self._plan(need)) is not None and found.ready:
+        if (found := self._plan(need, alone=task.alone)) is not None and found.ready:
             self.reserved, self.changed = (), True  # they have gone: one agent gets all of it now
         return False
 
-    def _plan(self, need: placement.Need) -> placement.Plan | None:
+    def _plan(self, need: placement.Need, *, alone: bool) -> placement.Plan | None:
         """Choose a place, and tell the agents there to leave."""
-        found = placement.plan(need, self._stock.usable(self._fleet.given_up))
+        found = placement.plan(need, self._stock.usable(self._fleet.given_up), alone=alone)
         if found is not None:
             self.reserved = tuple(node.rank for node in found.nodes)
             for block in found.leaving:
@@ -261,7 +288,7 @@ class Lanes:
             )
             self._end(task, FailureKind.DOES_NOT_FIT, said)
             return True
-        found = self._plan(need)
+        found = self._plan(need, alone=task.alone)
         if found is None or not found.ready:
             return False
         self._submit_job(task, need, found)
@@ -279,7 +306,7 @@ class Lanes:
         for node in found.nodes:
             takes = min(missing, need.tasks_in(*node.free()))
             missing -= takes
-            block = Block(takes * need.cores, takes * need.gpus, fixed=True)
+            block = Block(takes * need.cores, takes * need.gpus, fixed=True, alone=task.alone)
             node.blocks.append(block)
             job.held.append((node, block))
         self.running[job.key] = job
@@ -294,6 +321,8 @@ class Lanes:
             job.placed = True
             for node, block in job.held:  # Flux may have spread the tasks otherwise
                 block.cores = event.context.get("cores", {}).get(node.rank, block.cores)
+        if not job.torn:
+            job.alone = all(node.only(block) for node, block in job.held)
         report = self._jobs.absorb(job, event)
         if event.name in ("clean", "refused"):
             del self.running[event.key]

@@ -196,7 +196,7 @@ class LocalExecutor(Polling):
             return
         if self._failed is not None:
             self._ready += [Lost(task.attempt, self._failed) for task in tasks]
-        elif self._agent is not None and self._agent.connected:
+        elif self._agent is not None and self._agent.connected and not self._agent.link.lost:
             self._send(self._agent, self._agent.link.tasks_message(tasks))
         else:
             self._backlog += tasks
@@ -262,7 +262,7 @@ class LocalExecutor(Polling):
             message = decode(frames[0])
             kind = message["t"]
             if kind == "reports":
-                reports = agent.link.reports(message, frames)
+                reports = agent.link.reports(message, frames, now)
                 self._ready += reports
                 if any(isinstance(r, Finished) for r in reports):
                     self._restarts.works()
@@ -305,9 +305,8 @@ class LocalExecutor(Polling):
         assert agent is not None
         self._poller.unregister(agent.read_end)
         stderr = agent.end()
-        lost = agent.link.lose_all(node_lost(f"The node was lost: {reason}.", stderr))
-        self._ready += lost
-        if self._restarts.count(now, lost):
+        self._ready += agent.link.lose_all(node_lost(f"The node was lost: {reason}.", stderr))
+        if self._restarts.count(now, agent.link.lost):
             self._fail(f"The agent on this machine has ended {RESTARTS} times: {reason}.", stderr)
         else:
             self._start_agent()

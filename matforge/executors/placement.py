@@ -11,6 +11,9 @@ needs cores that no agent holds, so agents have to go first:
 4. The job is started; on these nodes no agent is started before it has its cores.
 5. Cores that nobody holds and no waiting job wants are given to a new agent.
 
+What is suspected of killing nodes has its nodes for itself: it waits until nothing else is there,
+and meanwhile nothing else is started there.
+
 The same rule joins small agents to a larger one, for a chore that needs more cores than any has.
 """
 
@@ -33,6 +36,8 @@ class Block:
     """An agent that gets nothing new and ends when it is idle."""
     fixed: bool = False
     """A job: it cannot be asked to go."""
+    alone: bool = False
+    """Whether it has the node for itself, whatever it holds of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,8 +52,14 @@ class Node:
     up: bool = True
     blocks: list[Block] = field(default_factory=list)
 
+    def only(self, block: Block) -> bool:
+        """Whether nothing of this run holds anything here but ``block``."""
+        return self.blocks == [block]
+
     def free(self) -> tuple[int, int]:
         """Cores and GPUs that nobody of this run holds."""
+        if any(b.alone for b in self.blocks):
+            return 0, 0
         return (
             max(0, self.cores - sum(b.cores for b in self.blocks)),
             max(0, self.gpus - sum(b.gpus for b in self.blocks)),
@@ -57,6 +68,8 @@ class Node:
     def room(self) -> tuple[int, int]:
         """Cores and GPUs that are free, or will be when those have gone who are leaving."""
         held = [b for b in self.blocks if not b.leaving]
+        if any(b.alone for b in held):
+            return 0, 0
         return (
             max(0, self.cores - sum(b.cores for b in held)),
             max(0, self.gpus - sum(b.gpus for b in held)),
@@ -94,8 +107,15 @@ def fits(need: Need, nodes: Iterable[Node]) -> bool:
     return sum(need.tasks_in(node.cores, node.gpus) for node in nodes if node.up) >= need.tasks
 
 
-def plan(need: Need, nodes: Iterable[Node]) -> Plan | None:
+def plan(need: Need, nodes: Iterable[Node], *, alone: bool = False) -> Plan | None:
     """Choose nodes for a job, and the agents that must leave.
+
+    Parameters
+    ----------
+    need : Need
+    nodes : iterable of Node
+    alone : bool
+        Whether nothing else may be on these nodes.
 
     Returns
     -------
@@ -105,13 +125,14 @@ def plan(need: Need, nodes: Iterable[Node]) -> Plan | None:
     up = [node for node in nodes if node.up]
     # what is free now comes first, so that a place which was cleared for a job is not passed over
     # for another one that would have to be cleared too
-    free = _choose(need, [_Offer(n, tasks, 0) for n in up if (tasks := need.tasks_in(*n.free())) > 0])
+    empty = [n for n in up if not (alone and n.blocks)]
+    free = _choose(need, [_Offer(n, tasks, 0) for n in empty if (tasks := need.tasks_in(*n.free())) > 0])
     if free is not None:
         return Plan(tuple(node for node, _ in free), (), ready=True)
-    chosen = _choose(need, [offer for n in up if (offer := _offer(need, n)) is not None])
+    chosen = _choose(need, [offer for n in up if (offer := _offer(need, n, alone)) is not None])
     if chosen is None:
         return None
-    leaving = [block for node, takes in chosen for block in _must_leave(need, node, takes)]
+    leaving = [block for node, takes in chosen for block in _must_leave(need, node, takes, alone)]
     return Plan(tuple(node for node, _ in chosen), tuple(leaving), ready=False)
 
 
@@ -140,25 +161,27 @@ def _choose(need: Need, offers: list[_Offer]) -> list[tuple[Node, int]] | None:
     return chosen if missing <= 0 else None
 
 
-def _offer(need: Need, node: Node) -> _Offer | None:
+def _offer(need: Need, node: Node, alone: bool) -> _Offer | None:
     """What a node could hold once its agents have gone; None if its jobs leave too little."""
     jobs = [b for b in node.blocks if b.fixed]
+    if (alone and jobs) or any(b.alone for b in node.blocks):
+        return None
     tasks = need.tasks_in(node.cores - sum(b.cores for b in jobs), node.gpus - sum(b.gpus for b in jobs))
     if tasks <= 0:
         return None
-    leaving = _must_leave(need, node, min(tasks, need.tasks))
+    leaving = _must_leave(need, node, min(tasks, need.tasks), alone)
     waits = sum(b.load for b in leaving) + sum(b.load for b in node.blocks if b.leaving)
     return _Offer(node, min(tasks, need.tasks), waits)
 
 
-def _must_leave(need: Need, node: Node, tasks: int) -> list[Block]:
+def _must_leave(need: Need, node: Node, tasks: int, alone: bool) -> list[Block]:
     """The agents of a node, idle and small ones first, without which ``tasks`` tasks fit."""
     cores, gpus = node.room()
     chosen: list[Block] = []
     for block in sorted(
         (b for b in node.blocks if not b.fixed and not b.leaving), key=lambda b: (b.load, b.cores)
     ):
-        if need.tasks_in(cores, gpus) >= tasks:
+        if need.tasks_in(cores, gpus) >= tasks and not alone:
             break
         chosen.append(block)
         cores += block.cores

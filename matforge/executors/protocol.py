@@ -51,7 +51,7 @@ class Task:
     """Bytes that it may occupy, with all it has started, beyond what its slot held when it began; with
     more it is killed, and fails with kind ``OUT_OF_MEMORY``."""
     alone: bool = False
-    """Whether nothing else may be at its agent meanwhile, because it is suspected of killing it."""
+    """Whether nothing else may be at its node meanwhile, because it is suspected of killing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,8 @@ class Lost:
     attempt: Attempt
     failure: Failure
     alone: bool = False
-    """Whether it ended with its agent, and nothing else was there."""
+    """Whether nothing but the chore itself can be the reason: it ended with its node, and nothing else was
+    there; or (of kind ``WALLTIME``) it had all the time that a job may have."""
 
 
 @dataclass(frozen=True, slots=True)

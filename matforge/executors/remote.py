@@ -14,6 +14,11 @@ from matforge.model import Attempt
 from matforge.worker import processes
 from matforge.worker.wire import AgentConfig, python_arguments
 
+EARLY = 0.05
+"""The part of an agent's time, from its beginning, that what needs all of it can do without."""
+EARLY_S = 2.0
+"""The same in seconds, at least: a slot has to be started, too."""
+
 
 class RemoteAgent:
     """One agent from the order to start it until it has gone.
@@ -50,6 +55,12 @@ class RemoteAgent:
         self.heard = 0.0
         self.launched: float | None = None
         """When its process was started (monotonic), as far as the resource manager has told."""
+        self.limit_s: float | None = None
+        """What the resource manager has given it, if that has an end."""
+        self.welcomed = 0.0
+        """When it said hello (monotonic)."""
+        self.gone = False
+        """Whether it has said that it ends, and that all its slots have ended."""
 
     def configure(self, hub: Hub, config: AgentConfig, *, near: bool) -> list[str]:
         """Write its configuration and put its key on the list; the command line that starts it.
@@ -65,14 +76,19 @@ class RemoteAgent:
         ).save(self.config_path)  # fmt: skip
         return python_arguments(config.python, "remote", str(self.config_path))
 
-    def takes(self, cores: int, gpus: int, ahead: int) -> bool:
-        """Whether it may be given a chore of that size now."""
-        return self.slots >= cores and self.block.gpus >= gpus and self.block.load < self.slots + ahead
+    def early(self, limit_s: float) -> float:
+        """What begins until then (monotonic) has all of its time, if that is so long."""
+        return self.welcomed + max(EARLY_S, EARLY * limit_s)
+
+    def fresh(self, now: float) -> bool:
+        """Whether what begins now may have as long as any agent lives."""
+        return self.limit_s is None or not self.connected or now <= self.early(self.limit_s)
 
     @property
     def open(self) -> bool:
         """Whether it takes chores at all."""
-        return self.connected and not (self.lost or self.block.leaving or self.told_to_end or self.alone)
+        ends = self.lost or self.told_to_end or self.link.lost
+        return self.connected and not (ends or self.block.leaving or self.alone)
 
     def stderr(self) -> str:
         """The tail of what it wrote to standard error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matforge.executors.protocol import Lost
@@ -23,12 +24,15 @@ class Restarts:
         self._ends: list[tuple[float, str]] = []
         """When, and the chore to which it is put down, if it is."""
 
-    def count(self, now: float, lost: Sequence[Lost]) -> bool:
-        """An agent has ended, and so much was lost with it; whether that is enough."""
+    def count(self, now: float, lost: Sequence[Lost], *, connected: bool = True) -> bool:
+        """An agent has ended, and so much was lost with it; whether that is enough.
+
+        Of those that never connected five in a row are enough, however long each has taken.
+        """
         alone = lost[0].attempt.chore_id if len(lost) == 1 else ""
         explained = ("", alone) if alone else ()
         recent = (end for end in self._ends if now - end[0] <= RESTART_WINDOW_S and end[1] not in explained)
-        self._ends = [*recent, (now, alone)]
+        self._ends = [*recent, (now if connected else math.inf, alone)]
         return len(self._ends) >= RESTARTS
 
     def works(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 from matforge.launch.script import REQUEUES, Request, slurm_options, text
 from matforge.model import MatForgeError, UsageError
+from matforge.worker import processes
 
 UNFINISHED = 75
 SCRIPT = "launch.sh"
@@ -86,7 +89,10 @@ def allocate(request: Request, script: Path) -> int:
     for turn in range(1, REQUEUES + 1):
         arguments = ["salloc", *slurm_options(request), "bash", str(script)]
         with _signals_passed_on() as children:
-            process = subprocess.Popen(arguments)
+            # whoever kills this process wants neither to wait for an allocation nor to keep one: what runs
+            # in it leaves as it does when it is told to
+            leave = functools.partial(processes.die_with_parent, os.getpid(), signal.SIGTERM)
+            process = subprocess.Popen(arguments, preexec_fn=leave)
             children.append(process)
             code = process.wait()
         with suppress(OSError):

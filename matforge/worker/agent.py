@@ -107,6 +107,8 @@ class Agent:
             self._turn(TICK_S)
         processes.kill_children()
         self._flush()
+        if self._told:
+            self._send({"t": "gone"})
         shutil.rmtree(self._config.scratch, ignore_errors=True)
         parent = self._config.parent
         if parent and (

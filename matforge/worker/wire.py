@@ -7,7 +7,7 @@ is ever read from a socket. Both ways many items share a message.
 driver    ``{"t": "tasks", "profiles": {number: profile}, "tasks": [task, ...]}`` + payloads
           ``{"t": "cancel", "h": [handle, ...]}``, ``{"t": "beat"}``, ``{"t": "bye", "kill": bool}``
 agent     ``{"t": "hello", ...}``, ``{"t": "reports", "r": [report, ...]}`` + inline results,
-          ``{"t": "beat"}``, ``{"t": "failed", "failure": {...}}``
+          ``{"t": "beat"}``, ``{"t": "failed", "failure": {...}}``, ``{"t": "gone"}``: all its slots are
 ========  =======================================================================================
 
 A *task* is a list whose places are named by :class:`TaskField`. A *profile* says what a slot must

@@ -28,7 +28,7 @@ def lanes(nodes: int, chores: int = 10_000) -> dict[str, object]:
         allocation = Allocation(Path(home), nodes, CORES)
         allocation.connect(allocation.agents)
         begun = time.perf_counter()
-        allocation.lanes.submit([allocation.task() for _ in range(2 * nodes * CORES)])
+        allocation.lanes.submit([allocation.task() for _ in range(2 * nodes * CORES)], 0.0)
         filled = time.perf_counter() - begun
         chance = random.Random(0)
         spent = 0.0
@@ -38,7 +38,7 @@ def lanes(nodes: int, chores: int = 10_000) -> dict[str, object]:
             more = [allocation.task() for _ in handles]
             begun = time.perf_counter()
             allocation.finish(agent, handles)
-            allocation.lanes.submit(more)
+            allocation.lanes.submit(more, 0.0)
             spent += time.perf_counter() - begun
         return {
             "nodes": nodes, "cores": nodes * CORES, "us_a_chore": round(1e6 * spent / chores, 1),

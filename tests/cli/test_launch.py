@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from matforge.launch import site
 from matforge.launch.script import Request, seconds, slurm_options, text
 from matforge.model import UsageError
+from matforge.worker import processes
 from tests.cli import slurms
 
 RESUME = ("matforge", "resume")
@@ -216,6 +218,31 @@ def test_a_signal_is_for_the_driver(tmp_path: Path, fakes: Callable[..., dict[st
             process.kill()
 
 
+WAITS = """#!/bin/bash
+trap 'echo told > "{note}"; exit 1' TERM
+echo $$
+while :; do sleep 0.05; done
+"""
+
+
+def test_when_launch_is_killed_its_salloc_is_told_to_leave(
+    tmp_path: Path, fakes: Callable[..., dict[str, str]]
+) -> None:
+    note = tmp_path / "note"
+    env = fakes(salloc=WAITS.format(note=note))
+    with subprocess.Popen(
+        [sys.executable, "-m", "matforge", "launch", "--requeue", "--", "true"],
+        cwd=tmp_path, env={**os.environ, **env}, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        salloc = int(process.stdout.readline())
+        process.kill()
+    ended = processes.ends_within(salloc, 30)
+    processes.send(salloc, signal.SIGKILL)
+    assert ended
+    assert note.read_text() == "told\n"
+
+
 def test_a_signal_more_as_the_driver_leaves_does_not_change_its_code(tmp_path: Path) -> None:
     path = tmp_path / "launch.sh"
     path.write_text(text(Request(1, "00:10:00", ("true",)), tmp_path, tmp_path, RESUME, batch=False))
@@ -271,6 +298,36 @@ class TestRealSlurm:
         assert done.returncode == 0, done.stderr
         assert done.stdout == "2470\n"
         assert slurms.jobs() == ""
+
+    def test_when_launch_is_killed_it_leaves_neither_what_waits_nor_what_runs_in_the_queue(
+        self, tmp_path: Path
+    ) -> None:
+        command = [sys.executable, "-m", "matforge", "launch", "--time", "00:05:00", "--"]
+        leaves = 'trap "exit 75" TERM; echo up; while :; do sleep 0.05; done'
+        with subprocess.Popen(
+            [*command, "sh", "-c", leaves], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        ) as runs:
+            assert runs.stdout is not None
+            assert runs.stdout.readline() == "up\n"
+            with subprocess.Popen(
+                [*command, "true"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+            ) as waits:
+                assert waits.stderr is not None
+                said = [waits.stderr.readline() for _ in range(2)]
+                assert "waiting for resources" in said[1]
+                sallocs = [pid for one in (waits, runs) for pid in processes.children_of(one.pid)]
+                waits.kill()
+            runs.kill()
+        try:
+            limit = time.monotonic() + 30
+            while slurms.jobs():
+                assert time.monotonic() < limit, slurms.jobs()
+                time.sleep(0.1)
+        finally:
+            subprocess.run(["scancel", "--me"], check=True)
+        assert all(processes.ends_within(pid, 30) for pid in sallocs)
+        (code,) = tmp_path.glob("matforge_launch-*/code")
+        assert code.read_text() == "75\n"
 
     def test_a_batch_job_passes_on_the_exit_code(self, tmp_path: Path) -> None:
         done = launch("--batch", "--wait", "--", "sh", "-c", "echo hello; exit 7", cwd=tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from matforge import Pipeline
-from matforge.engine.graph import MAX_LOSSES
+from matforge.engine.graph import MAX_DOUBTS, MAX_LOSSES
 from matforge.executors.local import LocalExecutor
 from matforge.model import ChoreState, FailureKind, RunState
 from matforge.session import Session
@@ -99,16 +99,20 @@ def test_slots_and_agents_killed_at_random_cost_no_result_and_no_retry(tmp_path:
     assert check_losses(session) >= 2
 
 
-def kill_the_agent(number: int) -> None:
+def kill_the_agent(number: int, how: signal.Signals) -> None:
     """What no chore should do."""
-    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getppid(), how)
+    signal.pause()
 
 
-def test_chores_that_kill_their_agent_are_set_aside_and_the_rest_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_chores_that_kill_their_agent_are_set_aside_and_the_rest_goes_on(
+    tmp_path: Path, how: signal.Signals
+) -> None:
     pipe = Pipeline(tmp_path, workers=2, layout="packed")
     chore = pipe.chore(name="work", retries=1)(work)
     first = chore.map(range(6))
-    pipe.chore(name="poisoned", retries=1)(kill_the_agent).map(range(2))
+    pipe.chore(name="poisoned", retries=1)(kill_the_agent).map(range(2), how=how)
     parts = [*first, *chore.map(range(6, 12))]
     future = pipe.submit(quiet=True)
     run = future.session.engine
@@ -121,6 +125,8 @@ def test_chores_that_kill_their_agent_are_set_aside_and_the_rest_goes_on(tmp_pat
         failure = run.graph.nodes[name].failure
         assert failure is not None
         assert failure.kind is FailureKind.NODE_LOST
+        # twice beside others, again after the doubts about all were dropped with the first, and then alone
+        assert run.graph.nodes[name].number <= 2 * MAX_DOUBTS + MAX_LOSSES
     check_losses(future.session)
 
 

@@ -94,7 +94,7 @@ class Allocation:
         self.fleet.hear(0.0)
         reports, self.fleet.reports = self.fleet.reports, []
         self.lanes.account(reports)
-        self.lanes.dispatch()
+        self.lanes.dispatch(0.0)
 
     def _say(self, agent: RemoteAgent, header: dict[str, Any]) -> None:
         self._outside.inbox.append((agent.identity, [encode(header), b""]))

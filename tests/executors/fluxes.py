@@ -88,6 +88,14 @@ def instance(size: int = 1, options: Sequence[str] = ()) -> Iterator[Instance]:
         made.close()
 
 
+def broker_above(pid: int) -> int:
+    """Process id of the broker that has started a process."""
+    while True:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        if "broker" in Path(f"/proc/{pid}/comm").read_text():
+            return pid
+
+
 def processes_of(run_dir: Path) -> dict[int, str]:
     """Command lines of living processes that name a run directory, by process id."""
     found = {}

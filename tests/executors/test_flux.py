@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,8 +20,9 @@ import fluxes
 import pytest
 from harness import Gate, Harness, wait_for_end
 
+from matforge.executors.flux import YEAR_S, longest_duration
 from matforge.executors.fluxexec import FluxExecutor
-from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext
+from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext, Started
 from matforge.executors.restarts import RESTARTS
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 
@@ -65,15 +67,30 @@ def maker(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
         made.append(harness)
         return harness
 
-    yield new
-    for harness in made:
-        harness.executor.close(kill=True)
+    try:
+        yield new
+    finally:
+        for harness in made:
+            harness.executor.close(kill=True)
 
 
 def said_by(harness: Harness, task: Any, name: str = "stdout") -> list[str]:
     """Lines that a command of the job lane printed."""
     path = harness.run_dir / f"out/{task.attempt.chore_id}/{name}.{task.attempt.tag}"
     return sorted(path.read_text().split())
+
+
+def wait(harness: Harness, seconds: float) -> None:
+    """Go on polling for so long."""
+    until = time.monotonic() + seconds
+    harness.poll(lambda: time.monotonic() > until, patience=0.1)
+
+
+def wait_for_agents(harness: Harness) -> None:
+    """Poll until every agent has connected: then the first chore goes to the first node, the driver's."""
+    executor = harness.executor
+    assert isinstance(executor, FluxExecutor)
+    harness.poll(lambda: all(agent.connected for agent in executor._fleet.agents.values()), patience=0.05)
 
 
 # -- jobs with ranks
@@ -313,6 +330,23 @@ def test_what_is_suspected_of_killing_its_agent_has_one_for_itself(
     assert isinstance(harness.wait_for([after])[0], Finished)
 
 
+def test_what_is_suspected_is_not_put_beside_a_job(make: Callable[..., Harness], tmp_path: Path) -> None:
+    harness = make()
+    gates = [Gate(tmp_path / name) for name in ("job", "chore")]
+    job = harness.command("head", "-c1", gates[0].path, resources=Resources(mpi=True))
+    suspect = replace(harness.task(chores.wait_at, gates[1].path), alone=True)
+    harness.executor.submit([job])
+    harness.wait_until_started(job)
+    assert harness.value(harness.task(chores.add, 1, 1)) == 2  # there is an agent beside it
+    harness.executor.submit([suspect])
+    wait(harness, 0.5)
+    assert not [r for r in harness.reports if isinstance(r, Started) and r.attempt == suspect.attempt]
+    gates[0].open()
+    harness.wait_until_started(suspect)
+    gates[1].open()
+    assert all(end.failure is None for end in harness.wait_for([job, suspect]))
+
+
 def test_an_agent_that_cannot_reach_the_driver_says_so(
     make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,6 +383,99 @@ def test_numbers_out_of_range_are_refused_in_one_sentence(options: dict[str, Any
     with pytest.raises(UsageError, match="must be") as caught:
         FluxExecutor(**options)
     assert "\n" not in str(caught.value)
+
+
+# -- time limits of the instance
+
+
+@contextmanager
+def with_policy(tmp_path: Path, policy: str) -> Iterator[fluxes.Instance]:
+    """One broker that limits what its jobs may take."""
+    (tmp_path / "policy.toml").write_text(policy)
+    with fluxes.instance(options=(f"--config-path={tmp_path / 'policy.toml'}",)) as made:
+        yield made
+
+
+def test_when_an_agents_time_is_over_only_what_had_all_of_it_is_blamed_and_the_rest_gets_all_of_it_next(
+    tmp_path: Path,
+) -> None:
+    with with_policy(tmp_path, '[policy.limits]\nduration = "8s"\n'), maker(tmp_path) as new:
+        harness = new()
+        long = harness.task(chores.endless)
+        harness.executor.submit([long])
+        harness.wait_until_started(long)
+        wait(harness, 3.0)
+        late = harness.task(chores.endless)
+        harness.executor.submit([late])
+        harness.wait_until_started(late)
+        lost = [end for end in harness.wait_for([long, late]) if isinstance(end, Lost)]
+        assert [end.failure.kind for end in lost] == [FailureKind.WALLTIME] * 2
+        assert [end.alone for end in lost] == [True, False]
+        assert "time limit of 8 s" in lost[0].failure.message
+        assert "policy.limits.duration" in lost[0].failure.message
+        assert harness.value(harness.task(chores.add, 1, 1)) == 2
+        wait(harness, 3.0)
+        (aged,) = fluxes.agents_of(harness.run_dir)
+        again = replace(late, attempt=replace(late.attempt, number=2))
+        harness.executor.submit([again])
+        harness.wait_until_started(again)
+        assert fluxes.agents_of(harness.run_dir) != [aged]
+        end = harness.wait_for([again])[0]
+        assert isinstance(end, Lost)
+        assert end.failure.kind is FailureKind.WALLTIME
+        assert end.alone
+
+
+def test_a_job_whose_time_is_over_has_had_all_there_is_whatever_its_ranks_say(tmp_path: Path) -> None:
+    with with_policy(tmp_path, '[policy.limits]\nduration = "4s"\n'), maker(tmp_path) as new:
+        harness = new()
+        dies = harness.command("sleep", "1000", resources=ONE_NODE_MPI)
+        quits = harness.command("sh", "-c", "trap 'exit 3' ALRM; sleep 1000 & wait", resources=ONE_NODE_MPI)
+        for task in (dies, quits):
+            end = harness.run(task)[0]
+            assert isinstance(end, Lost)
+            assert end.alone
+            assert end.failure.kind is FailureKind.WALLTIME
+            assert "time limit of 4 s" in end.failure.message
+
+
+def test_jobs_ask_for_more_than_what_those_get_that_ask_for_nothing(tmp_path: Path) -> None:
+    short = '[policy.jobspec.defaults.system]\nduration = "2s"\n'
+    with with_policy(tmp_path, short) as made, maker(tmp_path) as new:
+        harness = new()
+        assert harness.value(harness.task(chores.add, 1, 1)) == 2
+        assert float(made.run("jobs", "-no", "{duration}")) == YEAR_S
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 0.0),
+        ({"policy": {"limits": {"job-size": {"max": {"nnodes": 2}}}}}, 0.0),
+        ({"policy": {"limits": {"duration": "0"}}}, 0.0),
+        ({"policy": {"limits": {"duration": "60"}}}, 60.0),
+        ({"policy": {"jobspec": {"defaults": {"system": {"duration": "5"}}}}}, YEAR_S),
+        (
+            {
+                "policy": {
+                    "jobspec": {"defaults": {"system": {"duration": "5", "queue": "batch"}}},
+                    "limits": {"duration": "60"},
+                },
+                "queues": {"batch": {"policy": {"limits": {"duration": "90"}}}, "debug": {}},
+            },
+            90.0,
+        ),
+        (
+            {
+                "policy": {"jobspec": {"defaults": {"system": {"queue": "night"}}}},
+                "queues": {"night": {"parent": "batch"}, "batch": {"policy": {"limits": {"duration": "30"}}}},
+            },
+            30.0,
+        ),
+    ],
+)
+def test_a_job_asks_for_the_most_that_its_queue_allows(config: dict[str, Any], expected: float) -> None:
+    assert longest_duration(config, float) == expected
 
 
 # -- several nodes
@@ -405,6 +532,31 @@ def test_when_flux_itself_goes_the_executor_says_so_and_its_agents_end(tmp_path:
         assert all(wait_for_end(pid) for pid in pids)
 
 
+def test_where_a_broker_stands_still_the_end_does_not_wait_for_what_cannot_come_and_says_what_is_left(
+    four: fluxes.Instance, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        notes = [tmp_path / f"pid{i}" for i in range(8)]
+        gate = Gate(tmp_path / "gate")
+        tasks = [harness.task(chores.note_pid_and_wait, str(note), gate.path) for note in notes]
+        harness.executor.submit(tasks)
+        for note in notes:
+            harness.wait_for_file(note)
+        stopped = four.broker_pid(3)
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            begun = time.monotonic()
+            harness.executor.close(kill=True)
+            took = time.monotonic() - begun
+            assert fluxes.processes_of(harness.run_dir) == {}
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert took < 10.0
+        assert "1 jobs of this run have not ended" in caplog.text
+        four.run("queue", "idle", "--timeout=20s")  # it has been cancelled, and ends when it can
+
+
 def test_ranks_on_several_nodes_really_run(four: fluxes.Instance, tmp_path: Path) -> None:
     with maker(tmp_path) as new:
         harness = new()
@@ -431,6 +583,71 @@ def test_a_job_that_loses_a_node_is_lost_with_it_and_not_to_blame(
         lost = harness.wait_for([task])[0]
         assert isinstance(lost, Lost)
         assert lost.failure.kind is FailureKind.NODE_LOST
+        assert lost.alone  # it held all of its nodes
+
+
+def test_of_a_job_and_a_chore_on_one_node_neither_is_blamed_for_its_loss(
+    four: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        gate = Gate(tmp_path / "gate")
+
+        def waiting(name: str) -> Any:
+            return harness.task(chores.note_pid_and_wait, str(tmp_path / name), gate.path)
+
+        first = waiting("first")
+        wait_for_agents(harness)
+        harness.executor.submit([first])  # at the driver's node, so that the job goes to another one
+        harness.wait_until_started(first)
+        job = harness.command(
+            "sh", "-c", f"echo $$ > {tmp_path}/job; exec sleep 1000", resources=Resources(mpi=True)
+        )
+        harness.executor.submit([job])
+        broker = fluxes.broker_above(int(harness.wait_for_file(tmp_path / "job")))
+        harness.poll(lambda: len(fluxes.agents_of(harness.run_dir)) == 4, patience=0.05)
+        others = [waiting(f"pid{i}") for i in range(6)]  # every core has one
+        harness.executor.submit(others)
+        pids = [int(harness.wait_for_file(tmp_path / f"pid{i}")) for i in range(6)]
+        (beside,) = [o for o, pid in zip(others, pids, strict=True) if fluxes.broker_above(pid) == broker]
+        os.kill(broker, signal.SIGKILL)
+        lost = harness.wait_for([job, beside])
+        assert [(type(end), end.failure and end.failure.kind) for end in lost] == [
+            (Lost, FailureKind.NODE_LOST)
+        ] * 2
+        assert not any(isinstance(end, Lost) and end.alone for end in lost)
+        gate.open()
+        left = [first, *(other for other in others if other is not beside)]
+        assert all(end.failure is None for end in harness.wait_for(left))
+
+
+def test_a_job_that_is_suspected_of_killing_its_node_has_it_for_itself(
+    four: fluxes.Instance, tmp_path: Path
+) -> None:
+    with maker(tmp_path) as new:
+        harness = new()
+        gate = Gate(tmp_path / "gate")
+        first = harness.task(chores.wait_at, gate.path)
+        wait_for_agents(harness)
+        harness.executor.submit([first])  # at the driver's node, so that the job goes to another one
+        harness.wait_until_started(first)
+        command = ("sh", "-c", f"echo $$ > {tmp_path}/job; exec sleep 1000")
+        job = replace(harness.command(*command, resources=Resources(mpi=True)), alone=True)
+        harness.executor.submit([job])
+        broker = fluxes.broker_above(int(harness.wait_for_file(tmp_path / "job")))
+        notes = [tmp_path / f"pid{i}" for i in range(6)]
+        others = [harness.task(chores.note_pid_and_wait, str(note), gate.path) for note in notes]
+        harness.executor.submit(others)
+        pids = [int(harness.wait_for_file(note)) for note in notes[:5]]
+        assert broker not in {fluxes.broker_above(pid) for pid in pids}
+        assert not notes[5].exists()  # its node has another core, and yet nothing else
+        os.kill(broker, signal.SIGKILL)
+        (lost,) = harness.wait_for([job])
+        assert isinstance(lost, Lost)
+        assert lost.failure.kind is FailureKind.NODE_LOST
+        assert lost.alone
+        gate.open()
+        assert all(end.failure is None for end in harness.wait_for([first, *others]))
 
 
 # -- GPUs

@@ -17,10 +17,12 @@ import pytest
 from harness import wait_for_end, wait_until
 
 from matforge import Pipeline
+from matforge.engine.graph import MAX_LOSSES
 from matforge.engine.history import read_stories
 from matforge.engine.store import find_run
 from matforge.model import FailureKind, OutputReference
 from matforge.policy import RULES
+from matforge.session import RunFailedError
 
 pytestmark = fluxes.needs_flux
 CHORES = 300
@@ -39,6 +41,12 @@ def square(i: int, gate: str | None = None) -> int:
         with open(gate) as file:
             fcntl.flock(file, fcntl.LOCK_SH)
     time.sleep(0.01)  # so that the rest of the run still lasts when what was harmed comes back
+    return i * i
+
+
+def slow_square(i: int) -> int:
+    """Take longer than the moment that an agent's time may begin with."""
+    time.sleep(1.0)
     return i * i
 
 
@@ -75,7 +83,6 @@ def outcomes(run_dir: Path, references: list[OutputReference]) -> Counter[str]:
         (kill_broker, True),
         pytest.param(cancel_agent, True, marks=pytest.mark.slow),
         pytest.param(drain_node, False, marks=pytest.mark.slow),
-        # its job cannot be ended while it stands still, and that is waited for
         pytest.param(stop_broker, False, marks=pytest.mark.slow),
     ],
 )
@@ -111,6 +118,59 @@ def test_the_result_is_exact_whatever_goes_meanwhile_and_no_retry_is_spent_on_it
     finally:
         if harm is stop_broker:
             os.kill(stopped, signal.SIGCONT)
+
+
+def too_long() -> None:
+    """Wait for what never comes."""
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_what_cannot_end_within_the_time_that_jobs_have_is_set_aside_and_nothing_else_is(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "policy.toml").write_text('[policy.limits]\nduration = "6s"\n')
+    options = (f"--config-path={tmp_path / 'policy.toml'}",)
+    with fluxes.instance(options=options), Pipeline(basedir=tmp_path, executor="flux") as pipe:
+        warm = pipe.chore()(too_long)()
+        shorts = [pipe.chore()(slow_square)(i) for i in range(20)]
+        ranks = pipe.chore(num_tasks=2, mpi=True)(too_long)()
+        run = pipe.submit(quiet=True)
+        with pytest.raises(RunFailedError) as caught:
+            run.result(timeout=120)
+    failures = caught.value.failures
+    assert set(failures) == {warm.chore_id, ranks.chore_id}
+    assert all("time limit of 6 s" in failure.message for failure in failures.values())
+    for one in (warm, ranks):
+        assert outcomes(run.run_dir, [one]) == {FailureKind.WALLTIME: MAX_LOSSES}
+    ended = outcomes(run.run_dir, shorts)
+    assert ended["completed"] == len(shorts)
+    assert set(ended) <= {"completed", FailureKind.WALLTIME}
+
+
+def kill_node() -> None:
+    """Kill the broker of the second rank's node, which is never the driver's."""
+    if os.environ["MATFORGE_RANK"] == "1":
+        os.kill(fluxes.broker_above(os.getpid()), signal.SIGKILL)
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_a_job_with_ranks_that_kills_its_node_again_and_again_is_set_aside_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    whole = {"num_tasks": 2, "cores_per_task": 2, "mpi": True}
+    with fluxes.instance(size=6), Pipeline(basedir=tmp_path, executor="flux") as pipe:
+        killer = pipe.chore(**whole)(kill_node)()
+        ranks = pipe.chore(**whole)(square)(3)
+        warm = [pipe.chore()(square)(i) for i in range(50)]
+        run = pipe.submit(quiet=True)
+        with pytest.raises(RunFailedError) as caught:
+            run.result(timeout=120)
+    assert set(caught.value.failures) == {killer.chore_id}
+    assert caught.value.failures[killer.chore_id].kind is FailureKind.NODE_LOST
+    assert outcomes(run.run_dir, [killer]) == {FailureKind.NODE_LOST: MAX_LOSSES}
+    assert outcomes(run.run_dir, [ranks, *warm]) == {"completed": 1 + len(warm)}
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ blocks = st.builds(
     load=st.integers(0, 5),
     leaving=st.booleans(),
     fixed=st.booleans(),
+    alone=st.sampled_from((False, False, False, True)),
 )
 needs = st.builds(Need, tasks=st.integers(1, 6), cores=st.integers(1, 4), gpus=st.integers(0, 2))
 
@@ -25,6 +26,7 @@ def nodes(draw: st.DrawFn) -> list[Node]:
         node = Node(rank, f"n{rank}", draw(st.integers(1, 8)), draw(st.integers(0, 4)), draw(st.booleans()))
         for block in draw(st.lists(blocks, max_size=4)):
             cores, gpus = node.free()
+            block.alone = block.alone and not node.blocks
             if block.cores <= cores and block.gpus <= gpus:
                 block.leaving = block.leaving and not block.fixed
                 node.blocks.append(block)
@@ -39,8 +41,8 @@ def test_a_plan_makes_enough_room_and_asks_only_agents_to_leave(need: Need, ther
         held_by_jobs = [
             Node(n.rank, n.host, n.cores, n.gpus, n.up, [b for b in n.blocks if b.fixed]) for n in there
         ]
-        room = sum(need.tasks_in(*n.free()) for n in held_by_jobs if n.up)
-        assert room < need.tasks
+        open_to_all = [n for n in held_by_jobs if n.up and not any(b.alone for b in there[n.rank].blocks)]
+        assert sum(need.tasks_in(*n.free()) for n in open_to_all) < need.tasks
         return
     assert all(node.up for node in found.nodes)
     assert not any(block.fixed or block.leaving for block in found.leaving)
@@ -51,6 +53,37 @@ def test_a_plan_makes_enough_room_and_asks_only_agents_to_leave(need: Need, ther
         block.leaving = True
     assert sum(need.tasks_in(*node.room()) for node in found.nodes) >= need.tasks
     assert fits(need, there)
+
+
+@given(needs, nodes())
+def test_what_is_to_be_alone_shares_no_node(need: Need, there: list[Node]) -> None:
+    found = plan(need, there, alone=True)
+    if found is None:
+        without_jobs = [n for n in there if n.up and not any(b.fixed or b.alone for b in n.blocks)]
+        assert sum(need.tasks_in(n.cores, n.gpus) for n in without_jobs) < need.tasks
+        return
+    assert not any(block.fixed or block.alone for node in found.nodes for block in node.blocks)
+    if found.ready:
+        assert not any(node.blocks for node in found.nodes)
+        return
+    for block in found.leaving:
+        block.leaving = True
+    assert all(block.leaving for node in found.nodes for block in node.blocks)
+    for node in there:
+        node.blocks = [b for b in node.blocks if not b.leaving]
+    again = plan(need, there, alone=True)
+    assert again is not None
+    assert again.ready
+
+
+@given(needs, nodes())
+def test_where_something_is_alone_nothing_is_free_and_nobody_else_is_sent(
+    need: Need, there: list[Node]
+) -> None:
+    taken = [node for node in there if any(b.alone for b in node.blocks)]
+    assert all(node.free() == (0, 0) for node in taken)
+    found = plan(need, there)
+    assert found is None or not {n.rank for n in found.nodes} & {n.rank for n in taken}
 
 
 @given(needs, nodes())

@@ -29,6 +29,16 @@ def test_ends_over_a_longer_time_or_with_finished_chores_between_are_not() -> No
         ends.works()
 
 
+def test_those_that_never_connect_are_enough_however_long_each_has_taken() -> None:
+    ends = Restarts()
+    found = [ends.count(n * 10 * RESTART_WINDOW_S, [], connected=False) for n in range(RESTARTS)]
+    assert found == [False] * (RESTARTS - 1) + [True]
+    ends = Restarts()
+    for n in range(20):
+        assert not ends.count(n * 10 * RESTART_WINDOW_S, [], connected=False)
+        ends.works()
+
+
 def test_a_chore_that_kills_its_agents_until_it_is_set_aside_counts_once_and_many_such_are_enough() -> None:
     ends = Restarts()
     story = [

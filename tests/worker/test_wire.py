@@ -103,7 +103,7 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
             [wire.STARTED, 0, 7],
         ]
     }
-    found = link.reports(message, [b"", b"xxxokno"])
+    found = link.reports(message, [b"", b"xxxokno"], 0.0)
     assert found == [
         Started(Attempt("c0", 1, 1), "node", 7),
         Finished(
@@ -114,3 +114,47 @@ def test_reports_find_their_attempts_and_late_ones_are_dropped() -> None:
     ]
     assert link.lose_all(failure) == [Lost(Attempt("c2", 1, 1), there, alone=True)]
     assert link.lose_all(failure) == []
+
+
+@pytest.mark.parametrize(("count", "alone"), [(1, True), (2, False), (3, False)])
+def test_of_a_loss_that_the_agent_itself_tells_of_it_is_known_too_whether_anything_else_was_there(
+    count: int, alone: bool
+) -> None:
+    off = Failure(FailureKind.NODE_LOST, "off")
+    link = AgentLink()
+    link.tasks_message([task(i, b"") for i in range(count)])
+    told = [[wire.LOST, i, off.as_dict()] for i in range(min(count, 2))]
+    found = [*link.reports({"r": told}, [b"", b""], 0.0), *link.lose_all(off)]
+    assert found == link.lost
+    assert [one.attempt.chore_id for one in link.lost] == [f"c{i}" for i in range(count)]
+    assert {one.alone for one in link.lost} == {alone}
+
+
+def test_what_is_sent_to_an_agent_that_is_ending_is_not_blamed_for_it() -> None:
+    off = Failure(FailureKind.NODE_LOST, "off")
+    link = AgentLink()
+    link.tasks_message([task(1, b"")])
+    (first,) = link.reports({"r": [[wire.LOST, 0, off.as_dict()]]}, [b"", b""], 0.0)
+    link.tasks_message([task(2, b"")])
+    (second,) = link.lose_all(off)
+    assert isinstance(first, Lost)
+    assert first.alone
+    assert not second.alone
+
+
+def test_when_an_agents_time_is_over_what_began_early_is_blamed_and_nothing_else() -> None:
+    link = AgentLink()
+    tasks = [task(i, b"") for i in range(4)]
+    link.tasks_message(tasks)
+    link.reports({"r": [[wire.STARTED, 0, 7]]}, [b"", b""], 1.0)
+    link.reports({"r": [[wire.STARTED, 0, 7], [wire.STARTED, 1, 7]]}, [b"", b""], 3.0)
+    link.begin(tasks[2].attempt, 2.0)
+    link.reports({"r": [[wire.STARTED, 2, 7]]}, [b"", b""], 4.0)
+    lost = link.lose_all(Failure(FailureKind.WALLTIME, "over"), early=2.5)
+    # the last one has never been heard to run
+    assert {one.attempt.chore_id: one.alone for one in lost} == {
+        "c0": True,
+        "c1": False,
+        "c2": True,
+        "c3": False,
+    }
