@@ -44,6 +44,8 @@ HOME = "agents"
 _CLOSE_S = 10.0
 _REAP_S = 2.0
 """Once all agents have said that they are gone, Flux has so long from one job's end to the next."""
+_FREEING = ("clean", "refused")
+"""Events after which the cores of a job are free."""
 _OTHERS_S = 5.0
 """While other jobs hold cores, Flux is asked this often whether they have ended."""
 
@@ -241,10 +243,10 @@ class FluxExecutor(Polling):
     def _hear_broker(self, now: float) -> None:
         """Take in what Flux has told."""
         for event in self._broker.events():
-            self._lanes.changed = True
             if isinstance(event, JobEvent):
                 self._job_event(event, now)
             elif isinstance(event, Inventory):
+                self._lanes.changed = True
                 self._fleet.offline(event.offline, now)
                 self._lanes.offline(event.offline)
                 self._stock.take(event)
@@ -271,8 +273,11 @@ class FluxExecutor(Polling):
     def _job_event(self, event: JobEvent, now: float) -> None:
         if event.key in self._fleet.agents:
             self._fleet.job_event(event.key, event, now)
+            # the others change nothing that may be held; there are ten for each of thousands of agents
+            self._lanes.changed |= event.name in _FREEING
         else:
             self._lanes.job_event(event, now)
+            self._lanes.changed = True
 
     # -- the end
 
