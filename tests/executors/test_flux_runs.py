@@ -142,7 +142,10 @@ def test_what_cannot_end_within_the_time_that_jobs_have_is_set_aside_and_nothing
     assert set(failures) == {warm.chore_id, ranks.chore_id}
     assert all("time limit of 6 s" in failure.message for failure in failures.values())
     for one in (warm, ranks):
-        assert outcomes(run.run_dir, [one]) == {FailureKind.WALLTIME: MAX_LOSSES}
+        ended = outcomes(run.run_dir, [one])
+        assert set(ended) == {FailureKind.WALLTIME}
+        # once it may have begun too late to have had all of the time
+        assert MAX_LOSSES <= ended[FailureKind.WALLTIME] <= MAX_LOSSES + 1
     ended = outcomes(run.run_dir, shorts)
     assert ended["completed"] == len(shorts)
     assert set(ended) <= {"completed", FailureKind.WALLTIME}
