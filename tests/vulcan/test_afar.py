@@ -24,8 +24,8 @@ from tests.vulcan.batches import GEOMETRY, published, vacua
 class Watched:
     """An open file that notes who reads it."""
 
-    def __init__(self, opened: Any, readers: Counter[type[threading.Thread]], folder: Counter[str]) -> None:
-        self._opened, self._readers, self._bytes = opened, readers, folder
+    def __init__(self, opened: Any, readers: Counter[type[threading.Thread]], total: Counter[str]) -> None:
+        self._opened, self._readers, self._bytes = opened, readers, total
 
     def read(self, size: int = -1) -> bytes:
         self._readers[type(threading.current_thread())] += 1
