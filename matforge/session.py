@@ -327,7 +327,7 @@ def told(chore_id: str, failure: Failure) -> str:
 class _LogFile(logging.FileHandler):
     """A run's log, which nothing depends on: that its disk is full is told by what does."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+    def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
