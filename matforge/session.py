@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -323,9 +324,21 @@ def told(chore_id: str, failure: Failure) -> str:
     return f"{chore_id} failed ({failure.kind.value}): {message}"
 
 
+class _LogFile(logging.FileHandler):
+    """A run's log, which nothing depends on: that its disk is full is told by what does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 def open_log(run_dir: Path) -> None:
     """Write the log of this process to the run's file as well."""
-    handler = logging.FileHandler(run_dir / LOG_NAME)
+    handler = _LogFile(run_dir / LOG_NAME)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     handler.set_name(str(run_dir))
     log.addHandler(handler)

@@ -149,6 +149,23 @@ def undisturbed(folder: Path, strategy: Busy, **options: Any) -> tuple[Path, dic
     return session.run_dir, outcome(session)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_a_log_that_cannot_be_written_ends_no_run_and_says_nothing(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = play(folder, [call("one"), call("two")])
+    assert session.wait(60) is RunState.COMPLETED
+    cut = killed_after(session.run_dir, 5, folder / "cut")
+    (cut / LOG_NAME).unlink()
+    (cut / LOG_NAME).symlink_to("/dev/full")
+    session, _ = resume(cut, lambda task: Outcome(lost=task.attempt.number == 1))
+    over = threading.Event()
+    session.when_over(over.set)
+    assert session.wait(60) is RunState.COMPLETED
+    assert over.is_set()
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("layout", ["full", "packed"])
 @pytest.mark.parametrize("strategy", [Busy, BusyThreaded])
 def test_a_run_killed_after_any_journal_record_ends_the_same(

@@ -27,6 +27,7 @@ from matforge.model import (
     Failure,
     FailureKind,
     Location,
+    MatForgeError,
     RunState,
     Usage,
     UsageError,
@@ -63,8 +64,20 @@ def standing(run_dir: Path) -> dict[str, Any]:
         workflow["elapsed_seconds"] = max(workflow["elapsed_seconds"], round(since_start, 3))
     if workflow["state"] in _UNDER_WAY and driver is None:
         workflow["state"] = RunState.INTERRUPTED.value
-        workflow["note"] = f"its driver is gone; `matforge resume {run_dir}` goes on"
+        workflow["note"] = (
+            f"its driver is gone; `matforge resume {run_dir}` goes on"
+            if _begun(run_dir)
+            else "its driver was gone before it had begun; start it again instead"
+        )
     return document
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether all that its script had to say is in the journal, so that it can be resumed."""
+    try:
+        return any(select(run_dir / JOURNAL_NAME, lambda line: b'"e":"submitted"' in line))
+    except MatForgeError:  # whoever resumes it is told where it is damaged
+        return True
 
 
 def _read(run_dir: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from matforge.model import UsageError
-from matforge.vulcan import schema
+from matforge.vulcan import afar, schema
 from matforge.vulcan.filters import both
 from matforge.vulcan.schema import EXTRA, NAMES, SCHEMA
 
@@ -89,7 +89,7 @@ def read(files: Sequence[File], request: Request, filesystem: Any = None) -> pa.
     UsageError
         If the condition cannot be applied.
     """
-    tables = [_read_group(group, request, filesystem) for group in _groups(files, request)]
+    tables = _tables(files, request, filesystem)
     if request.wants_own:
         tables = [schema.unfold_extras(table) for table in tables]
     found = together(tables) if tables else empty(request)
@@ -106,7 +106,7 @@ def read_small(files: Sequence[File]) -> list[pa.Table]:
     with ThreadPoolExecutor(READERS, thread_name_prefix="shards") as pool:
         tables = [table for found in pool.map(_decoded, parts) for table in found]
     return [
-        _read_group([file], Request(), None) if table is None else table
+        _read_group([file], Request()) if table is None else table
         for file, table in zip(files, tables, strict=True)
     ]
 
@@ -141,8 +141,7 @@ def own_fields(files: Sequence[File], request: Request, filesystem: Any = None) 
         return ()
     declared = tuple(dict.fromkeys(name for file in files for name in file.own))
     everything = Request((*declared, EXTRA))
-    groups = _groups(files, everything)
-    tables = [schema.unfold_extras(_read_group(group, everything, filesystem)) for group in groups]
+    tables = [schema.unfold_extras(table) for table in _tables(files, everything, filesystem)]
     found = together(tables).schema if tables else pa.schema([])
     wanted = schema.extras(found) if request.columns is None else request.own
     missing = [name for name in wanted if name not in found.names]
@@ -166,16 +165,26 @@ def batches(
         See :func:`own_fields`; every piece has these, of these types.
     """
     for file in files:
-        scanner = _dataset([file], request, filesystem).scanner(
-            columns=_columns(request, [file]),
-            filter=both(request.condition, file.only),
-            batch_size=batch_size,
-            fragment_readahead=1,
-            batch_readahead=2,
-        )
-        for batch in scanner.to_batches():
-            if batch.num_rows:
-                yield _shaped(pa.Table.from_batches([batch]), request, own)
+        for table in _pieces(file, request, filesystem, batch_size):
+            if table.num_rows:
+                yield _shaped(table, request, own)
+
+
+def _pieces(file: File, request: Request, filesystem: Any, batch_size: int) -> Iterator[pa.Table]:
+    whole, columns = _schema([file], request, filesystem), _columns(request, [file])
+    condition = _condition(request, file, whole)
+    if filesystem is not None:
+        yield from afar.pieces(file.path, whole, columns, condition, filesystem, batch_size)
+        return
+    scanner = ds.dataset([file.path], schema=whole, format="parquet").scanner(
+        columns=columns,
+        filter=condition,
+        batch_size=batch_size,
+        fragment_readahead=1,
+        batch_readahead=2,
+    )
+    for batch in scanner.to_batches():
+        yield pa.Table.from_batches([batch])
 
 
 def _shaped(table: pa.Table, request: Request, own: Sequence[pa.Field]) -> pa.Table:
@@ -200,18 +209,47 @@ def _groups(files: Iterable[File], request: Request) -> list[list[File]]:
     return list(groups.values())
 
 
-def _read_group(group: list[File], request: Request, filesystem: Any) -> pa.Table:
+def _tables(files: Sequence[File], request: Request, filesystem: Any) -> list[pa.Table]:
+    if filesystem is None:
+        return [_read_group(group, request) for group in _groups(files, request)]
+    found = afar.side_by_side(lambda file: _read_afar(file, request, filesystem), files)
+    return [
+        _left_out(file, request, table) if isinstance(table, BaseException) else table
+        for file, table in zip(files, found, strict=True)
+    ]
+
+
+def _read_group(group: list[File], request: Request) -> pa.Table:
     try:
-        return _to_table(group, request, filesystem)
+        return _to_table(group, request)
+    except MemoryError:
+        raise
     except _READABLE as error:
         moved = _moved(group[0]) if len(group) == 1 and isinstance(error, FileNotFoundError) else None
         if moved is not None:
-            return _read_group([moved], request, filesystem)
-        if len(group) == 1 and isinstance(error, FileNotFoundError | pa.ArrowInvalid | OSError):
-            warnings.warn(f"{group[0].path} is left out: {_first_line(error)}", RuntimeWarning, stacklevel=4)
-            return empty(request)
+            return _read_group([moved], request)
+        if len(group) == 1:
+            return _left_out(group[0], request, error)
     # one of them is damaged, gone, or has another type under the same name
-    return together([_read_group([file], request, filesystem) for file in group])
+    return together([_read_group([file], request) for file in group])
+
+
+def _read_afar(file: File, request: Request, filesystem: Any) -> pa.Table | BaseException:
+    """Its rows, or why it cannot be read."""
+    try:
+        whole, columns = _schema([file], request, filesystem), _columns(request, [file])
+        condition = _condition(request, file, whole)
+        found = list(afar.pieces(file.path, whole, columns, condition, filesystem))
+        return pa.concat_tables([pa.schema([whole.field(name) for name in columns]).empty_table(), *found])
+    except MemoryError:
+        raise
+    except _READABLE as error:
+        return error
+
+
+def _left_out(file: File, request: Request, error: BaseException) -> pa.Table:
+    warnings.warn(f"{file.path} is left out: {_first_line(error)}", RuntimeWarning, stacklevel=5)
+    return empty(request)
 
 
 def _moved(file: File) -> File | None:
@@ -220,25 +258,30 @@ def _moved(file: File) -> File | None:
     return replace(file, path=there[0], elsewhere=()) if there else None
 
 
-def _to_table(group: list[File], request: Request, filesystem: Any) -> pa.Table:
-    condition = both(request.condition, group[0].only)
-    try:
-        whole = _dataset(group, request, filesystem)
-        return whole.to_table(columns=_columns(request, group), filter=condition)
-    except pa.ArrowInvalid as error:
-        if "No match for FieldRef" in str(error):
+def _to_table(group: list[File], request: Request) -> pa.Table:
+    whole = _schema(group, request)
+    condition = _condition(request, group[0], whole)
+    files = ds.dataset([file.path for file in group], schema=whole, format="parquet")
+    return files.to_table(columns=_columns(request, group), filter=condition)
+
+
+def _condition(request: Request, file: File, whole: pa.Schema) -> pc.Expression | None:
+    """What is asked of the rows of a file; where that makes no sense it is said at once."""
+    if request.condition is not None:
+        try:
+            whole.empty_table().filter(request.condition)
+        except pa.ArrowException as error:
             raise UsageError(f"The condition cannot be applied: {_first_line(error)}") from error
-        raise
+    return both(request.condition, file.only)
 
 
-def _dataset(group: list[File], request: Request, filesystem: Any) -> ds.Dataset:
+def _schema(group: list[File], request: Request, filesystem: Any = None) -> pa.Schema:
     fields = list(SCHEMA)
     if request.wants_own and group[0].own:
         inside = pq.read_schema(group[0].path, filesystem=filesystem)
         fields += [inside.field(name) for name in group[0].own]
     # nothing is said about missing values here: a file of another tool may lack a column altogether
-    loose = pa.schema([field.with_nullable(True) for field in fields])
-    return ds.dataset([file.path for file in group], schema=loose, format="parquet", filesystem=filesystem)
+    return pa.schema([field.with_nullable(True) for field in fields])
 
 
 def _columns(request: Request, group: list[File]) -> list[str]:

@@ -215,6 +215,19 @@ def test_a_run_whose_driver_was_killed_is_interrupted_and_says_how_to_go_on(run_
     assert f"matforge resume {run_dir}" in workflow["note"]
 
 
+def test_a_run_that_nobody_can_go_on_with_is_not_said_to_go_on(run_dir: Path) -> None:
+    count = next(n for n, record in enumerate(records(run_dir)) if record["e"] == "submitted")
+    for kept, last in ((count + 1, "resume"), (count, "start it again"), (0, "start it again")):
+        copy = killed_after(run_dir, kept, run_dir.with_name(f"killed-after-{kept}"))
+        say_it_runs(copy)
+        assert last in standing(copy)["workflow"]["note"]
+        if last == "resume":
+            resume(copy, behave)[0].wait(60)
+        else:
+            with pytest.raises(MatForgeError, match="was ended before"):
+                resume(copy, behave)
+
+
 def test_a_living_run_has_a_driver_and_its_time_goes_on(run_dir: Path) -> None:
     say_it_runs(run_dir)
     lock = RunLock(run_dir / LOCK_NAME)

@@ -120,6 +120,7 @@ def test_only_files_that_can_match_are_opened(handle: Vulcan) -> None:
         ({"columns": ["fluxx"], "ks_id": 5}, KeyError, "column 'fluxx'"),  # also where nothing is found
         ({"where": "tau_im > 2"}, UsageError, "pyarrow.compute expression"),
         ({"where": pc.field("fluxx") > 1}, UsageError, "condition cannot be applied"),
+        ({"where": pc.field("flux") > 1}, UsageError, "condition cannot be applied"),
     ],
 )
 def test_what_cannot_be_asked_is_told(
