@@ -5,6 +5,11 @@ from __future__ import annotations
 
 def main() -> None:
     """Entry point of the command line."""
-    from matforge.cli.app import run
+    try:
+        from matforge.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:  # before a command had begun, or once more while its end was told
+        from matforge.cli.console import INTERRUPTED, Exit, leave
+
+        leave(Exit.INTERRUPTED, INTERRUPTED)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import Exit, complain, leave, log_to_stderr, sentences
+from matforge.cli.console import INTERRUPTED, Exit, complain, leave, log_to_stderr, sentences
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -87,7 +87,7 @@ def _tell_interrupted() -> None:
         except MatForgeError:
             continue
     if not told:
-        complain("interrupted; `matforge resume RUN` goes on with a run that had begun.")
+        complain(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:

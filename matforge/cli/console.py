@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from matforge.model import MatForgeError, UsageError
 
 PIPE_WIDTH = 500
+INTERRUPTED = "interrupted; `matforge resume RUN` goes on with a run that had begun."
 
 
 class Exit(IntEnum):
