@@ -5,18 +5,20 @@ Heavy imports stay inside the commands, so that ``matforge --help`` answers at o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import runpy
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import INTERRUPTED, Exit, complain, leave, log_to_stderr, sentences
+from matforge.cli.console import INTERRUPTED, Exit, complain, leave, log_to_stderr, say_no_more, sentences
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -46,19 +48,40 @@ Misused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__
 def run() -> NoReturn:
     """Run the command line; every error a user can cause ends in one sentence."""
     try:
-        with sentences():
-            code = app(prog_name="matforge", standalone_mode=False)
+        try:
+            with sentences():
+                code = app(prog_name="matforge", standalone_mode=False)
+        finally:
+            _flush()  # when Python ends, nobody can say any more what is wrong with it
     except Misused as error:
         _tell_misuse(error)
     except typer.Abort:
         leave(Exit.FAILED, "nothing was done, as nobody said yes.")
-    except BrokenPipeError:
-        # whoever read our output has gone; nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(int(Exit.FAILED)) from None
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT) or not _unprintable():
+            raise
+        say_no_more(sys.stdout)
+        if error.errno == errno.EPIPE:  # whoever read our output has gone
+            raise SystemExit(int(Exit.FAILED)) from None
+        leave(Exit.UNFINISHED, "What there is to say cannot be written: the disk is full; free some space.")
     if code == Exit.INTERRUPTED:
         _tell_interrupted()
     raise SystemExit(int(code or Exit.DONE))
+
+
+def _flush() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:  # a script may have done anything to it
+        sys.stdout.flush()
+
+
+def _unprintable() -> bool:
+    """Whether it is our output that cannot be written, and not a file or a socket of a script's."""
+    try:
+        _flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except (OSError, AttributeError, ValueError):
+        return True
+    return False
 
 
 def _tell_misuse(error: Any) -> NoReturn:
@@ -173,7 +196,12 @@ def run_script(
     _tell_misplaced(given)
     sys.argv = [str(script), *(given[1:] if given[:1] == ["--"] else given)]
     sys.path.insert(0, str(script.resolve().parent))
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except BrokenPipeError:
+        if not _unprintable():  # a pipe or socket of its own, of which typer would say nothing
+            traceback.print_exc()
+        raise
     _wait_for_all(as_json=as_json)
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from matforge.model import MatForgeError, UsageError
 
@@ -33,7 +33,17 @@ class Exit(IntEnum):
 
 def complain(sentence: str) -> None:
     """One sentence on standard error."""
-    print(f"matforge: {sentence}", file=sys.stderr)
+    try:
+        print(f"matforge: {sentence}", file=sys.stderr, flush=True)
+    except OSError:  # the exit code says it, too
+        say_no_more(sys.stderr)
+
+
+def say_no_more(stream: TextIO) -> None:
+    """Forget what a stream still holds: it cannot be written, nor when Python ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def leave(code: Exit, sentence: str = "") -> NoReturn:
