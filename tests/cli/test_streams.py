@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pty
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,23 @@ def test_a_file_of_ours_never_takes_the_place_of_a_stream_that_was_closed(folder
 @FULL
 def test_a_mistake_has_its_exit_code_although_nobody_can_be_told(folder: Path) -> None:
     assert typed(folder, ("status", "nosuch"), "2>/dev/full").returncode == 2
+
+
+@pytest.mark.parametrize("listed", ["presets", "geometries"])
+def test_on_a_narrow_terminal_nothing_is_cut_off(listed: str) -> None:
+    """Who sees "p1..." does not know what to type."""
+    ours, terminal = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-m", "matforge", "vacua", listed],
+        stdout=terminal, stderr=terminal, stdin=terminal,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "40", "LINES": "40"},
+    )  # fmt: skip
+    os.close(terminal)
+    seen = b""
+    with suppress(OSError):  # how a terminal says that nobody is left
+        while more := os.read(ours, 65536):
+            seen += more
+    os.close(ours)
+    assert child.wait(60) == 0
+    assert seen.count("┃".encode()) > 0
+    assert "…" not in seen.decode()
