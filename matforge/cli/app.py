@@ -12,13 +12,24 @@ import re
 import runpy
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import INTERRUPTED, Exit, complain, leave, log_to_stderr, say_no_more, sentences
+from matforge.cli.console import (
+    FULL,
+    INTERRUPTED,
+    Exit,
+    complain,
+    leave,
+    log_to_stderr,
+    say_no_more,
+    sentences,
+    tell_files,
+)
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -58,8 +69,8 @@ def run() -> NoReturn:
     except typer.Abort:
         leave(Exit.FAILED, "nothing was done, as nobody said yes.")
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT) or not _unprintable():
-            raise
+        if not _unprintable(error):
+            tell_files(error)
         say_no_more(sys.stdout)
         if error.errno == errno.EPIPE:  # whoever read our output has gone
             raise SystemExit(int(Exit.FAILED)) from None
@@ -74,8 +85,10 @@ def _flush() -> None:
         sys.stdout.flush()
 
 
-def _unprintable() -> bool:
-    """Whether it is our output that cannot be written, and not a file or a socket of a script's."""
+def _unprintable(error: OSError) -> bool:
+    """Whether an error says that our output cannot be written, and not some file or socket."""
+    if error.errno not in (errno.EPIPE, *FULL):
+        return False
     try:
         _flush()
         os.write(sys.stdout.fileno(), b"\n")
@@ -198,10 +211,13 @@ def run_script(
     sys.path.insert(0, str(script.resolve().parent))
     try:
         runpy.run_path(str(script), run_name="__main__")
-    except BrokenPipeError:
-        if not _unprintable():  # a pipe or socket of its own, of which typer would say nothing
+    except OSError as error:
+        if _unprintable(error):
+            raise
+        # a mistake of the script's own, of which neither typer nor we shall speak
+        with suppress(OSError):
             traceback.print_exc()
-        raise
+        leave(Exit.FAILED)
     _wait_for_all(as_json=as_json)
 
 

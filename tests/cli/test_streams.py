@@ -78,6 +78,7 @@ def test_a_file_of_ours_never_takes_the_place_of_a_stream_that_was_closed(folder
 @FULL
 def test_a_mistake_has_its_exit_code_although_nobody_can_be_told(folder: Path) -> None:
     assert typed(folder, ("status", "nosuch"), "2>/dev/full").returncode == 2
+    assert typed(folder, ("run", "pipe.py"), "2>/dev/full", buffered=False).returncode == 1
 
 
 @pytest.mark.parametrize("listed", ["presets", "geometries"])
