@@ -5,6 +5,7 @@ Nothing here performs anything, and nothing here imports another MatForge module
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,27 @@ class MatForgeError(Exception):
 
 class UsageError(MatForgeError, ValueError):
     """A request that is wrong, or that can never be met; told before work starts (exit code 2)."""
+
+
+def why_unwritable(error: OSError, instead: str = "") -> str:
+    """Half a sentence for a person about a write that failed, and about what to do.
+
+    ``instead`` is half a sentence that says what to write to where this place will never do.
+    """
+    rather = f"; {instead}" if instead else ""
+    known = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "your quota is used up; free some space",
+        errno.EROFS: f"the file system is read-only{rather}",
+        errno.EACCES: f"you may not write there{rather}",
+        errno.ENOENT: "the folder does not exist (any more)",
+        errno.ENOTDIR: f"a part of the path is a file, not a folder{rather}",
+        errno.EEXIST: f"there is a file of that name{rather}",
+        errno.EISDIR: "there is a folder of that name",
+    }
+    code = error.errno or 0
+    # what libraries say themselves is long, and has paths in it
+    return known.get(code) or (os.strerror(code).lower() if code else str(error).removesuffix("."))
 
 
 class ChoreType(StrEnum):

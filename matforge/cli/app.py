@@ -5,18 +5,31 @@ Heavy imports stay inside the commands, so that ``matforge --help`` answers at o
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import runpy
 import sys
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
-from matforge.cli.console import Exit, complain, leave, log_to_stderr, sentences
+from matforge.cli.console import (
+    FULL,
+    INTERRUPTED,
+    Exit,
+    complain,
+    leave,
+    log_to_stderr,
+    say_no_more,
+    sentences,
+    tell_files,
+)
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -46,19 +59,42 @@ Misused: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__
 def run() -> NoReturn:
     """Run the command line; every error a user can cause ends in one sentence."""
     try:
-        with sentences():
-            code = app(prog_name="matforge", standalone_mode=False)
+        try:
+            with sentences():
+                code = app(prog_name="matforge", standalone_mode=False)
+        finally:
+            _flush()  # when Python ends, nobody can say any more what is wrong with it
     except Misused as error:
         _tell_misuse(error)
     except typer.Abort:
         leave(Exit.FAILED, "nothing was done, as nobody said yes.")
-    except BrokenPipeError:
-        # whoever read our output has gone; nothing more to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(int(Exit.FAILED)) from None
+    except OSError as error:
+        if not _unprintable(error):
+            tell_files(error)
+        say_no_more(sys.stdout)
+        if error.errno == errno.EPIPE:  # whoever read our output has gone
+            raise SystemExit(int(Exit.FAILED)) from None
+        leave(Exit.UNFINISHED, "What there is to say cannot be written: the disk is full; free some space.")
     if code == Exit.INTERRUPTED:
         _tell_interrupted()
     raise SystemExit(int(code or Exit.DONE))
+
+
+def _flush() -> None:
+    if sys.stdout is not None and not sys.stdout.closed:  # a script may have done anything to it
+        sys.stdout.flush()
+
+
+def _unprintable(error: OSError) -> bool:
+    """Whether an error says that our output cannot be written, and not some file or socket."""
+    if error.errno not in (errno.EPIPE, *FULL):
+        return False
+    try:
+        _flush()
+        os.write(sys.stdout.fileno(), b"\n")
+    except (OSError, AttributeError, ValueError):
+        return True
+    return False
 
 
 def _tell_misuse(error: Any) -> NoReturn:
@@ -87,7 +123,7 @@ def _tell_interrupted() -> None:
         except MatForgeError:
             continue
     if not told:
-        complain("interrupted; `matforge resume RUN` goes on with a run that had begun.")
+        complain(INTERRUPTED)
 
 
 def _version(wanted: bool) -> None:
@@ -173,7 +209,15 @@ def run_script(
     _tell_misplaced(given)
     sys.argv = [str(script), *(given[1:] if given[:1] == ["--"] else given)]
     sys.path.insert(0, str(script.resolve().parent))
-    runpy.run_path(str(script), run_name="__main__")
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except OSError as error:
+        if _unprintable(error):
+            raise
+        # a mistake of the script's own, of which neither typer nor we shall speak
+        with suppress(OSError):
+            traceback.print_exc()
+        leave(Exit.FAILED)
     _wait_for_all(as_json=as_json)
 
 

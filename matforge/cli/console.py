@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import IntEnum
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from matforge.model import MatForgeError, UsageError
+from matforge.model import MatForgeError, UsageError, why_unwritable
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PIPE_WIDTH = 500
+INTERRUPTED = "interrupted; `matforge resume RUN` goes on with a run that had begun."
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Where writing may well succeed later."""
 
 
 class Exit(IntEnum):
@@ -32,7 +40,17 @@ class Exit(IntEnum):
 
 def complain(sentence: str) -> None:
     """One sentence on standard error."""
-    print(f"matforge: {sentence}", file=sys.stderr)
+    try:
+        print(f"matforge: {sentence}", file=sys.stderr, flush=True)
+    except OSError:  # the exit code says it, too
+        say_no_more(sys.stderr)
+
+
+def say_no_more(stream: TextIO) -> None:
+    """Forget what a stream still holds: it cannot be written, nor when Python ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def leave(code: Exit, sentence: str = "") -> NoReturn:
@@ -62,6 +80,45 @@ def _judge(error: MatForgeError) -> tuple[Exit, str]:
     if isinstance(error, HeldError | StorageError | InterruptedRunError):
         return Exit.UNFINISHED, str(error)
     return Exit.REFUSED if isinstance(error, RefusedError) else Exit.FAILED, str(error)
+
+
+def tell_files(error: OSError) -> NoReturn:
+    """End the command because of a file or a folder that somebody else should put right."""
+    where = error.filename or ""
+    full = error.errno in FULL
+    leave(
+        Exit.UNFINISHED if full else Exit.USAGE,
+        f"{where} cannot be {'written' if full else 'used'}: {why_unwritable(error)}."
+        if where
+        else f"{error}".removesuffix(".") + ".",
+    )
+
+
+def save(frame: DataFrame, path: Path) -> None:
+    """Write a table to a parquet file, whole or not at all.
+
+    Raises
+    ------
+    UsageError, StorageError
+        If it cannot be written there, or only now not.
+    """
+    from matforge.engine.store import StorageError
+    from matforge.vulcan import layout
+
+    # a pipe or a device is written to, never replaced
+    beside = path if path.exists() and not path.is_file() else layout.beside(path)
+    try:
+        with beside.open("wb") as file:
+            frame.to_parquet(file)
+        if beside != path:
+            os.replace(beside, path)
+    except OSError as error:
+        kind = StorageError if error.errno in FULL else UsageError
+        raise kind(f"{path} cannot be written: {why_unwritable(error, 'give another file')}.") from error
+    finally:
+        if beside != path:
+            with suppress(OSError):
+                beside.unlink()
 
 
 def log_to_stderr() -> None:

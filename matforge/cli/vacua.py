@@ -354,7 +354,7 @@ def geometries(
 
     table = Table()
     for name in ("name", "h12", "h11", "Euler number", "description"):
-        table.add_column(name, justify="right" if name[0] in "hE" else "left")
+        table.add_column(name, justify="right" if name[0] in "hE" else "left", overflow="fold")
     for g in found:
         table.add_row(g.name, str(g.h12), str(g.h11), str(g.euler_characteristic), g.description)
     out(table)
@@ -379,7 +379,7 @@ def presets(
 
     table = Table()
     for name in ("name", "geometry", "Im z", "s", "N_flux", "vacua mod sign", "description"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")
     for p in PRESETS.values():
         count = "" if p.expected is None else f"{p.expected:,}"
         table.add_row(p.name, p.geometry, p.im_z, p.s, f"<= {p.n_max}", count, p.description)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matforge.cli.console import complain, no_bars_in_logs, out
+from matforge.cli.console import complain, no_bars_in_logs, out, save
 from matforge.model import UsageError
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def list_vacua(
     }  # fmt: skip
     store = _vault(vault)
     if output is not None:
-        store.load(**filters).to_parquet(output)
+        save(store.load(**filters), output)
         print(output)
         return
     frame = store.query(**filters)
@@ -156,7 +156,7 @@ def retract(
 def purge(
     older_than: Annotated[str, typer.Option(help="Only those retracted so long ago: 12h, 30d, 4w.")] = "30d",
     yes: Annotated[bool, typer.Option("--yes", help="Really remove them.")] = False,
-    archive: Annotated[Path | None, typer.Option(help="A parquet file to keep them in.")] = None,
+    archive: Annotated[Path | None, typer.Option(help="A new parquet file to keep them in.")] = None,
     vault: VaultOption = None,
 ) -> None:
     """Remove retracted vacua for good; without --yes only say which.
@@ -207,7 +207,7 @@ def fetch(
     no_bars_in_logs()
     frame = receive(repo, path, refresh=refresh)
     if output is not None:
-        frame.to_parquet(output)
+        save(frame, output)
     if as_json:
         print(frame.to_json(orient="records", date_format="iso"))
     else:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from matforge.cli.console import Exit, complain, leave, no_bars_in_logs, out
+from matforge.cli.console import Exit, complain, leave, no_bars_in_logs, out, save
 from matforge.model import UsageError
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def query(
     if output is None:
         _print_frame(frame, as_json)
         return
-    frame.to_parquet(output)
+    save(frame, output)
     print(output)
 
 

@@ -10,7 +10,6 @@ attempt's tag in its name and gets its final name here, once the attempt is acce
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from contextlib import suppress
@@ -21,7 +20,7 @@ from typing import IO, Any
 from matforge.engine import segments
 from matforge.engine.locations import location_of, read, sync_path
 from matforge.engine.status import replace_text
-from matforge.model import Attempt, Location, MatForgeError, UsageError
+from matforge.model import Attempt, Location, MatForgeError, UsageError, why_unwritable
 
 WORKFLOW_PREFIX = "matforge_workflow-"
 JOURNAL_NAME = "journal.jsonl"
@@ -51,15 +50,7 @@ def check_layout(layout: str) -> None:
 
 def storage_sentence(path: Path, error: OSError) -> str:
     """One sentence for a person about a write that failed."""
-    what = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "your quota is used up; free some space",
-        errno.EROFS: "the file system is read-only; choose another folder with --dir",
-        errno.EACCES: "you may not write there; choose another folder with --dir",
-        errno.ENOENT: "the folder does not exist (any more)",
-        errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder with --dir",
-        errno.EEXIST: "there is a file of that name; choose another folder with --dir",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
+    what = why_unwritable(error, "choose another folder with --dir")
     return f"{path} cannot be written: {what}."
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from matforge.model import MatForgeError, UsageError
 from matforge.vulcan import layout, rows
 from matforge.vulcan.catalog import LocalCatalog, entry, table_of
+from matforge.vulcan.errors import Failure, RefusedError, judge
 from matforge.vulcan.parts import PART_ROWS, LocalParts, read_manifest
 from matforge.vulcan.rows import File
 from matforge.vulcan.shard import DamagedShardError, ShardRecord, read_footer
@@ -244,7 +246,15 @@ class HubSource:
         except FileNotFoundError:
             return None
         except HfHubHTTPError as error:
-            raise MatForgeError(f"{self} cannot be read: {str(error).splitlines()[0]}") from error
+            raise self._problem("read", error) from error
+
+    def _problem(self, what: str, error: Exception) -> MatForgeError:
+        """What to raise if the Hub did not answer, or refused."""
+        refused = isinstance(error, FileNotFoundError) or (
+            judge(error, time.time()).kind is Failure.CONFIGURATION
+        )
+        kind = RefusedError if refused else MatForgeError
+        return kind(f"{self} cannot be {what}: {str(error).splitlines()[0]}")
 
     def check_own(self, names: Sequence[str]) -> None:
         """Only rows can tell: published files hold such columns folded."""
@@ -265,7 +275,7 @@ class HubSource:
         try:
             listed = self._hub.find(self.root)
         except (FileNotFoundError, HfHubHTTPError) as error:
-            raise MatForgeError(f"{self} cannot be listed: {str(error).splitlines()[0]}") from error
+            raise self._problem("listed", error) from error
         return [path for path in listed if path.endswith(layout.SUFFIX)]
 
     def _look(self, path: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from matforge.model import MatForgeError, UsageError
+from matforge.model import MatForgeError, UsageError, why_unwritable
 from matforge.vulcan import layout
 from matforge.vulcan.layout import FAILED_DIRNAME, IN_REVIEW_DIRNAME, PENDING_DIRNAME, STATES, SYNCED_DIRNAME
 from matforge.vulcan.schema import PROVENANCE_KEY, REPO_KEY, SCHEMA_VERSION, VERSION_KEY, extras
@@ -276,10 +276,4 @@ def _copy_sidecar(source: Path, target: Path) -> None:
 
 
 def _sentence(path: Path, error: OSError) -> str:
-    what = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "your quota is used up; free some space",
-        errno.EROFS: "the file system is read-only; give another staging_dir",
-        errno.EACCES: "you may not write there; give another staging_dir",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
-    return f"{path} cannot be written: {what}."
+    return f"{path} cannot be written: {why_unwritable(error, 'give another staging_dir')}."

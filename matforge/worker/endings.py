@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import signal
 from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 
-from matforge.model import Failure, FailureKind
+from matforge.model import Failure, FailureKind, why_unwritable
 
 STOPPED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals with which somebody ends a process; every other one the process has brought on itself."""
@@ -103,13 +102,7 @@ def end_of(
 
 def storage_failure(error: OSError, path: Path, chore: str) -> Failure:
     """One sentence for a write of ours that failed."""
-    reason = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the quota is used up; free some space",
-        errno.EROFS: "the file system is read-only",
-        errno.EACCES: "it may not be written to",
-        errno.ENOENT: "it does not exist (any more)",
-    }.get(error.errno or 0, (error.strerror or str(error)).lower())
+    reason = why_unwritable(error)
     return Failure(FailureKind.STORAGE, f"{chore}: {error.filename or path} cannot be written: {reason}.")
 
 

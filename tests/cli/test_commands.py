@@ -357,6 +357,26 @@ pipe.submit().result()
 
 
 @pytest.mark.parametrize(
+    "moments", [("typer",), ("matforge.vacua",), ("matforge.vacua", "matforge.signals")], ids="-".join
+)
+def test_ctrl_c_before_a_command_has_begun_or_once_more_is_no_traceback(moments: tuple[str, ...]) -> None:
+    program = (
+        "import sys\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.startswith({moments!r}):\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.argv = ['matforge', 'vacua', 'presets']\n"
+        "from matforge.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "matforge: interrupted; `matforge resume RUN` goes on with a run that had begun.\n"
+
+
+@pytest.mark.parametrize(
     ("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)]
 )
 def test_a_signal_ends_a_run_soon_and_leaves_no_process(signum: int, code: int, tmp_path: Path) -> None:

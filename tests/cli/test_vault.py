@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
 
 from matforge.cli.app import run
@@ -86,3 +88,36 @@ def test_what_is_not_there_is_told_in_one_sentence(vault: Command) -> None:
     )
     assert vault("sessions").stdout == "nothing found\n"
     assert vault("clear-cache").stdout == "nothing to remove\n"
+
+
+def test_what_cannot_be_written_is_told_in_one_sentence(vault: Command, tmp_path: Path) -> None:
+    file = tmp_path / "vacua.parquet"
+    octic_vacua(2).to_parquet(file)
+    words = ["designate", str(file), "--label", "x", "--by", "me", "--geometry", "octic"]
+    assert vault(*words).returncode == 0
+    wrong = {
+        str(file / "x.parquet"): "a part of the path is a file",
+        str(tmp_path): "there is a folder of that name",
+        str(tmp_path / "nowhere" / "x.parquet"): "the folder does not exist",
+    }
+    for output, why in wrong.items():
+        done = vault("ls", "-o", output)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"matforge: {output} cannot be written: {why}")
+        assert done.stderr.count("\n") == 1
+    done = vault(*words, "--vault", str(file))
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "vacua.parquet cannot be used: there is a file of that name." in done.stderr
+    assert vault("ls", "-o", str(tmp_path / "out.parquet")).returncode == 0
+    assert len(pd.read_parquet(tmp_path / "out.parquet")) == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_a_table_for_a_device_goes_there_and_a_full_one_can_be_tried_again(vault: Command) -> None:
+    done = vault("ls", "-o", "/dev/full")
+    assert done.returncode == 75
+    assert done.stderr == "matforge: /dev/full cannot be written: the disk is full; free some space.\n"
+    assert not Path("/dev/full").is_file()
+    assert vault("ls", "-o", "/dev/null").returncode == 0
+    assert not Path("/dev/null").is_file()

@@ -91,6 +91,10 @@ def test_each_way_to_end_has_its_exit_code(hub: LoopbackHub, tmp_path: Path) -> 
     assert missing.returncode == 3
     assert "The Hub refuses me/forge" in missing.stderr
     assert "Traceback" not in missing.stderr
+    unread = vulcan(hub, tmp_path, "query", "--source", "hub", "--repo", "me/other")
+    assert (unread.returncode, unread.stdout) == (3, "")
+    assert unread.stderr.startswith("matforge: me/other@main cannot be listed: ")
+    assert unread.stderr.count("\n") == 1
     with StagingLease(tmp_path):
         busy = vulcan(hub, tmp_path, "sync")
     assert busy.returncode == 75

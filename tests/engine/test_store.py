@@ -216,7 +216,9 @@ def test_a_result_that_cannot_be_renamed_is_told_with_its_name(run_dir: Path) ->
     leave(folder, "result.pickle.e1a2")
     (folder / "result.pickle").mkdir()
     where = location_of("out/chore-a-0001/result.pickle.e1a2", b"result.pickle.e1a2")
-    with pytest.raises(StorageError, match=r"chore-a-0001/result.pickle cannot be written: is a directory"):
+    with pytest.raises(
+        StorageError, match=r"chore-a-0001/result.pickle cannot be written: there is a folder"
+    ):
         RunStore(run_dir).accept(ATTEMPT, "out/chore-a-0001", where)
 
 

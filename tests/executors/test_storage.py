@@ -73,5 +73,5 @@ def test_a_folder_that_vanishes_while_a_chore_runs_is_told(harness: Harness, ful
     # in the packed layout the slot has not made its segment yet
     task = harness.task(chores.vanish, str(harness.run_dir / "out" if full else harness.run_dir), full=full)
     failure = harness.failure(task)
-    check(failure, task.attempt.chore_id, "it does not exist (any more)")
+    check(failure, task.attempt.chore_id, "the folder does not exist (any more)")
     assert str(harness.run_dir) in failure.message

@@ -216,7 +216,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
     """D19: a raw error of the operating system."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(StagingError, match="cannot be written: not a directory"):
+    with pytest.raises(StagingError, match="cannot be written: a part of the path is a file"):
         forge(tmp_path, staging_dir=tmp_path / "file" / "staging").write(vacua(), GEOMETRY, tadpole_charge=1)
 
 

@@ -340,12 +340,17 @@ class Vault:
         dry_run, confirm : bool
             Nothing is removed unless ``dry_run=False`` and ``confirm=True``.
         archive : path, optional
-            A parquet file that is to hold what is removed.
+            A new parquet file that is to hold what is removed.
 
         Returns
         -------
         list of int
             Their numbers; they are not given again.
+
+        Raises
+        ------
+        UsageError
+            If ``older_than`` is no length of time, or ``archive`` is there: an earlier one is not replaced.
         """
         match = _AGE.fullmatch(older_than) if isinstance(older_than, str) else None
         if match is None:
@@ -361,6 +366,10 @@ class Vault:
             if dry_run or not confirm or not ids:
                 return ids
             if archive is not None:
+                if os.path.lexists(archive):
+                    raise UsageError(
+                        f"{archive} is there already; archive to a new file. Nothing was removed."
+                    )
                 catalogue.write_table(Path(archive), self._removed(leaving))
             lease.check()
             self._remove(known, gone)

@@ -371,6 +371,19 @@ def test_purging_needs_two_words_and_leaves_nothing_but_the_record(tmp_path: Pat
         vault.purge("soon")
 
 
+def test_an_archive_of_an_earlier_purge_is_not_replaced(vault: Vault, tmp_path: Path) -> None:
+    """What it held was gone for good."""
+    put(vault, octic_vacua(3))
+    archive = tmp_path / "removed.parquet"
+    vault.retract(1, "why", "me")
+    assert vault.purge("0h", dry_run=False, confirm=True, archive=archive) == [1]
+    vault.retract(2, "why", "me")
+    with pytest.raises(UsageError, match=r"removed\.parquet is there already.* Nothing was removed"):
+        vault.purge("0h", dry_run=False, confirm=True, archive=archive)
+    assert pd.read_parquet(archive)["designated_id"].tolist() == [1]
+    assert vault.query(include_retracted=True)["designated_id"].tolist() == [2, 3]
+
+
 # ---------------------------------------------------------------- from a forge
 
 
