@@ -357,6 +357,26 @@ pipe.submit().result()
 
 
 @pytest.mark.parametrize(
+    ("source", "first", "last"),
+    [
+        ("def (", '  File "{script}", line 1', "SyntaxError: invalid syntax"),
+        ("open('nosuch')", 'Traceback (most recent call last):\n  File "{script}", line 1', "'nosuch'"),
+        ("1 / 0", 'Traceback (most recent call last):\n  File "{script}", line 1', "division by zero"),
+    ],
+)
+def test_a_mistake_in_a_script_is_told_as_python_tells_it(
+    tmp_path: Path, source: str, first: str, last: str
+) -> None:
+    """With thirty lines before it of how we came there."""
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    done = matforge("run", str(script))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(first.format(script=script))
+    assert done.stderr.rstrip().endswith(last)
+
+
+@pytest.mark.parametrize(
     "moments", [("typer",), ("matforge.vacua",), ("matforge.vacua", "matforge.signals")], ids="-".join
 )
 def test_ctrl_c_before_a_command_has_begun_or_once_more_is_no_traceback(moments: tuple[str, ...]) -> None:
