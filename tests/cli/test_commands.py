@@ -178,6 +178,11 @@ def test_a_search_prints_its_counts_and_where_everything_is(tmp_path: Path) -> N
     picture = matforge("vacua", "plot", str(tmp_path), "-o", str(tmp_path / "v.png"))
     assert picture.returncode == 0, picture.stderr
     assert (tmp_path / "v.png").read_bytes()[1:4] == b"PNG"
+    (run / "vacua.parquet").unlink()
+    again = matforge("resume", str(tmp_path), "--quiet")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.endswith("or somebody has removed its vacua.parquet.\n")
+    assert again.stderr.count("\n") == 1
 
 
 def test_a_strategy_from_a_file_steers_the_search_and_survives_a_resume(tmp_path: Path) -> None:
