@@ -47,9 +47,8 @@ def fingerprint(func: Callable[..., Any], version: str = "") -> str:
     walk = _Walk()
     try:
         seen = walk.digest(func)
-    except (
-        Exception
-    ):  # looking runs the user's code, and may go too deep: such a function is found never again
+    except Exception:
+        # looking runs the user's code, and may go too deep: such a function is found never again
         seen = secrets.token_hex()
     digest = content_key("function", version, sys.implementation.cache_tag or "", seen)
     return digest + SEEDED if walk.seeded else digest

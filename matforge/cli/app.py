@@ -11,7 +11,6 @@ import os
 import re
 import runpy
 import sys
-import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -211,14 +210,23 @@ def run_script(
     sys.path.insert(0, str(script.resolve().parent))
     try:
         runpy.run_path(str(script), run_name="__main__")
-    except OSError as error:
-        if _unprintable(error):
+    except (MatForgeError, Misused, typer.Abort, typer.Exit):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and _unprintable(error):
             raise
-        # a mistake of the script's own, of which neither typer nor we shall speak
-        with suppress(OSError):
-            traceback.print_exc()
+        _tell_of_script(error, str(script))
         leave(Exit.FAILED)
     _wait_for_all(as_json=as_json)
+
+
+def _tell_of_script(error: Exception, script: str) -> None:
+    """A mistake of the script's own is told as Python tells it, beginning with the script."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename != script:
+        trace = trace.tb_next
+    with suppress(OSError):
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
 def _tell_misplaced(arguments: list[str]) -> None:

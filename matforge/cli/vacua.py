@@ -209,9 +209,10 @@ def show_result(run_dir: Path, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=1))
         return
+    vacua = _vacua_table(result_file(run_dir, "vacua.parquet"))
     out(_counts_table(summary))
     if summary["count_mod_sign"]:
-        out(_vacua_table(run_dir / "vacua.parquet"))
+        out(vacua)
     smallest = summary["min_W0_abs"]
     out(
         f"[bold]{summary['count_mod_sign']:,}[/] vacua modulo sign, "

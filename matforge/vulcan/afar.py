@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 READERS = 8
 """Files that are read at a time: the network is slower than this machine."""
-_ROWS = 65_536
+ROWS = 65_536
+"""Of a piece, where all of them are wanted at once."""
 _A = TypeVar("_A")
 _B = TypeVar("_B")
 
@@ -50,7 +51,7 @@ def pieces(
     columns: Sequence[str],
     condition: pc.Expression | None,
     filesystem: Any,
-    rows: int = _ROWS,
+    rows: int = ROWS,
 ) -> Iterator[pa.Table]:
     """The rows of one file that meet the condition, in tables of at most so many.
 

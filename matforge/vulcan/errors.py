@@ -8,6 +8,7 @@ library's types.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -88,6 +89,31 @@ def judge(error: BaseException, now: float) -> Verdict:
     now : float
         Unix time, for a ``Retry-After`` that is a date.
     """
+    verdict = _of_the_wire(error, now)
+    if verdict is not None:
+        return verdict
+    return Verdict(Failure.TRANSIENT if isinstance(error, OSError) else Failure.REJECTED, _sentence(error))
+
+
+def unanswered(what: str, error: BaseException) -> MatForgeError | None:
+    """What to raise where something was to be read and the Hub has refused, or could not be reached.
+
+    None if ``error`` is about a file: that it is not there, or damaged.
+    """
+    verdict = _of_the_wire(error, time.time())
+    if verdict is None or verdict.kind is Failure.REJECTED or any(map(_is_gone, _chain(error))):
+        return None
+    kind = RefusedError if verdict.kind is Failure.CONFIGURATION else MatForgeError
+    return kind(f"{what} cannot be read: {verdict.message.removesuffix('.')}.")
+
+
+def _is_gone(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, FileNotFoundError) or "EntryNotFoundError" in names
+
+
+def _of_the_wire(error: BaseException, now: float) -> Verdict | None:
+    """What an answer means, or that there was none; None if the error is about neither."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         status = getattr(response, "status_code", None)
@@ -98,9 +124,7 @@ def judge(error: BaseException, now: float) -> Verdict:
             return Verdict(Failure.CONFIGURATION, _sentence(cause))
         if names & _TRANSPORT_NAMES:
             return Verdict(Failure.TRANSIENT, f"the Hub could not be reached: {_sentence(cause)}")
-    if isinstance(error, OSError):
-        return Verdict(Failure.TRANSIENT, _sentence(error))
-    return Verdict(Failure.REJECTED, _sentence(error))
+    return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -105,6 +105,7 @@ class Claims:
             there = sorted(self.folder.glob("[0-9]*/*.parquet"))
             mine = next((path for path in there if path.stem == batch), None)
             if mine is not None:
+                self._keep()  # whoever made it may have been killed before
                 return _read(mine)
             rest = vacua.filter(pa.array(_unknown(vacua, there)))
             if not rest.num_rows or self._make(len(there) + 1, batch, rest):
@@ -126,11 +127,15 @@ class Claims:
                 if not (self.folder / f"{number:06d}").is_dir():
                     raise
                 return False
-            # what is staged must not outlive its claim, or it would be staged under another run id, too
-            layout.sync_folder(self.folder)
+            self._keep()
             return True
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+    def _keep(self) -> None:
+        """What is staged must not outlive its claim, or it would be staged under another run id, too."""
+        layout.sync_folder(self.folder)
+        layout.sync_folder(self.folder.parent)
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from matforge.model import UsageError
 from matforge.vulcan import afar, schema
+from matforge.vulcan.errors import unanswered
 from matforge.vulcan.filters import both
 from matforge.vulcan.schema import EXTRA, NAMES, SCHEMA
 
@@ -171,20 +172,31 @@ def batches(
 
 
 def _pieces(file: File, request: Request, filesystem: Any, batch_size: int) -> Iterator[pa.Table]:
-    whole, columns = _schema([file], request, filesystem), _columns(request, [file])
-    condition = _condition(request, file, whole)
     if filesystem is not None:
-        yield from afar.pieces(file.path, whole, columns, condition, filesystem, batch_size)
+        try:
+            yield from _afar(file, request, filesystem, batch_size)
+        except Exception as error:
+            if problem := unanswered(file.path, error):
+                raise problem from error
+            raise
         return
+    whole = _schema([file], request)
     scanner = ds.dataset([file.path], schema=whole, format="parquet").scanner(
-        columns=columns,
-        filter=condition,
+        columns=_columns(request, [file]),
+        filter=_condition(request, file, whole),
         batch_size=batch_size,
         fragment_readahead=1,
         batch_readahead=2,
     )
     for batch in scanner.to_batches():
         yield pa.Table.from_batches([batch])
+
+
+def _afar(file: File, request: Request, filesystem: Any, batch_size: int) -> Iterator[pa.Table]:
+    whole, columns = _schema([file], request, filesystem), _columns(request, [file])
+    yield pa.schema([whole.field(name) for name in columns]).empty_table()
+    condition = _condition(request, file, whole)
+    yield from afar.pieces(file.path, whole, columns, condition, filesystem, batch_size)
 
 
 def _shaped(table: pa.Table, request: Request, own: Sequence[pa.Field]) -> pa.Table:
@@ -237,10 +249,7 @@ def _read_group(group: list[File], request: Request) -> pa.Table:
 def _read_afar(file: File, request: Request, filesystem: Any) -> pa.Table | BaseException:
     """Its rows, or why it cannot be read."""
     try:
-        whole, columns = _schema([file], request, filesystem), _columns(request, [file])
-        condition = _condition(request, file, whole)
-        found = list(afar.pieces(file.path, whole, columns, condition, filesystem))
-        return pa.concat_tables([pa.schema([whole.field(name) for name in columns]).empty_table(), *found])
+        return pa.concat_tables(_pieces(file, request, filesystem, afar.ROWS))
     except MemoryError:
         raise
     except _READABLE as error:

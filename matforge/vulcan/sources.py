@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,10 +17,10 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from matforge.model import MatForgeError, UsageError
+from matforge.model import UsageError
 from matforge.vulcan import layout, rows
 from matforge.vulcan.catalog import LocalCatalog, entry, table_of
-from matforge.vulcan.errors import Failure, RefusedError, judge
+from matforge.vulcan.errors import RefusedError, unanswered
 from matforge.vulcan.parts import PART_ROWS, LocalParts, read_manifest
 from matforge.vulcan.rows import File
 from matforge.vulcan.shard import DamagedShardError, ShardRecord, read_footer
@@ -237,24 +236,16 @@ class HubSource:
         MatForgeError
             If the repository cannot be asked, or what it says cannot be used.
         """
-        from huggingface_hub.errors import HfHubHTTPError
-
         from matforge.vulcan.card import INDEX_NAME, Index
 
         try:
             return Index.parse(self._hub.cat_file(f"{self.root}/{INDEX_NAME}")).splits
         except FileNotFoundError:
             return None
-        except HfHubHTTPError as error:
-            raise self._problem("read", error) from error
-
-    def _problem(self, what: str, error: Exception) -> MatForgeError:
-        """What to raise if the Hub did not answer, or refused."""
-        refused = isinstance(error, FileNotFoundError) or (
-            judge(error, time.time()).kind is Failure.CONFIGURATION
-        )
-        kind = RefusedError if refused else MatForgeError
-        return kind(f"{self} cannot be {what}: {str(error).splitlines()[0]}")
+        except Exception as error:
+            if problem := unanswered(str(self), error):
+                raise problem from error
+            raise
 
     def check_own(self, names: Sequence[str]) -> None:
         """Only rows can tell: published files hold such columns folded."""
@@ -270,12 +261,14 @@ class HubSource:
         return self._entries
 
     def _listing(self) -> list[str]:
-        from huggingface_hub.errors import HfHubHTTPError
-
         try:
             listed = self._hub.find(self.root)
-        except (FileNotFoundError, HfHubHTTPError) as error:
-            raise self._problem("listed", error) from error
+        except FileNotFoundError as error:
+            raise RefusedError(f"{self} cannot be listed: {str(error).splitlines()[0]}") from error
+        except Exception as error:
+            if problem := unanswered(str(self), error):
+                raise problem from error
+            raise
         return [path for path in listed if path.endswith(layout.SUFFIX)]
 
     def _look(self, path: str) -> list[dict[str, Any]]:
@@ -283,17 +276,28 @@ class HubSource:
         try:
             records = read_manifest(path, self.filesystem)
         except DamagedShardError as error:
+            self._check_heard(path, error)
             if "/run_" not in path:
                 self.skipped[path] = str(error)
                 return []
             return self._single(path)
+        except Exception as error:
+            if problem := unanswered(path, error):
+                raise problem from error
+            raise
         return [entry(r, state="", split=split, name=path, size=0, mtime_ns=0) for r in records]
+
+    def _check_heard(self, path: str, error: DamagedShardError) -> None:
+        """A file that the Hub did not let us see must not pass for a damaged one."""
+        if error.__cause__ is not None and (problem := unanswered(path, error.__cause__)):
+            raise problem from error
 
     def _single(self, path: str) -> list[dict[str, Any]]:
         """A shard that was published as it is."""
         try:
             record = read_footer(Path(path), self.filesystem)
         except DamagedShardError as error:
+            self._check_heard(path, error)
             self.skipped[path] = str(error)
             return []
         return [entry(record, state="", name=path, size=0, mtime_ns=0)]

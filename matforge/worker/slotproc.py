@@ -138,12 +138,20 @@ class SlotProcess:
         """Recover the tasks it has not begun, in their order.
 
         Known by their packets, not by their number: the slot reads from the same end, and may take
-        a later task between two of ours.
+        a later task between two of ours. What tells one that has just been started what it is goes back.
         """
         handles: set[int] = set()
+        welcome = []
         with suppress(OSError):
             while packet := self.far.recv(PACKET_BUFFER, socket.MSG_DONTWAIT):
-                handles.add(_handle_in(packet))
+                handle = _handle_in(packet)
+                if handle < 0:
+                    welcome.append(packet)
+                else:
+                    handles.add(handle)
+        with suppress(OSError):  # it has been told to end
+            for packet in welcome:
+                self.near.send(packet)
         recovered = [task for task in self.assigned if task.handle in handles]
         self.assigned = deque(task for task in self.assigned if task.handle not in handles)
         for task in recovered:

@@ -178,6 +178,11 @@ def test_a_search_prints_its_counts_and_where_everything_is(tmp_path: Path) -> N
     picture = matforge("vacua", "plot", str(tmp_path), "-o", str(tmp_path / "v.png"))
     assert picture.returncode == 0, picture.stderr
     assert (tmp_path / "v.png").read_bytes()[1:4] == b"PNG"
+    (run / "vacua.parquet").unlink()
+    again = matforge("resume", str(tmp_path), "--quiet")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.endswith("or somebody has removed its vacua.parquet.\n")
+    assert again.stderr.count("\n") == 1
 
 
 def test_a_strategy_from_a_file_steers_the_search_and_survives_a_resume(tmp_path: Path) -> None:
@@ -354,6 +359,26 @@ def work(n):
 work(1)
 pipe.submit().result()
 """
+
+
+@pytest.mark.parametrize(
+    ("source", "first", "last"),
+    [
+        ("def (", '  File "{script}", line 1', "SyntaxError: invalid syntax"),
+        ("open('nosuch')", 'Traceback (most recent call last):\n  File "{script}", line 1', "'nosuch'"),
+        ("1 / 0", 'Traceback (most recent call last):\n  File "{script}", line 1', "division by zero"),
+    ],
+)
+def test_a_mistake_in_a_script_is_told_as_python_tells_it(
+    tmp_path: Path, source: str, first: str, last: str
+) -> None:
+    """With thirty lines before it of how we came there."""
+    script = tmp_path / "script.py"
+    script.write_text(source)
+    done = matforge("run", str(script))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(first.format(script=script))
+    assert done.stderr.rstrip().endswith(last)
 
 
 @pytest.mark.parametrize(

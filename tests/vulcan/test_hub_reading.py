@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 import pytest
 
 from matforge.model import MatForgeError
 from matforge.vulcan import FeatureSpec, SplitSpec, Vulcan, VulcanMLView, VulcanReader
+from matforge.vulcan.errors import RefusedError
 from tests.vulcan.batches import REPO, forge, vacua
 from tests.vulcan.hub import LoopbackHub
 
@@ -95,6 +97,45 @@ def test_a_hub_that_refuses_is_one_sentence(published: Vulcan, hub: LoopbackHub)
     hub.faults.add(r"matforge\.json", 403, times=-1)
     with pytest.raises(MatForgeError, match=r"me/forge@main cannot be read: .*403"):
         VulcanMLView(remote(hub))
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["listed before", "new"])
+def test_a_hub_that_refuses_files_is_told_and_no_row_is_left_out(
+    published: Vulcan, hub: LoopbackHub, seen: bool
+) -> None:
+    """The answer was empty, with a warning for each file."""
+    reader = remote(hub)
+    if seen:
+        reader.catalog()
+    hub.faults.add("resolve.*parquet", 403, times=-1)
+    with pytest.raises(RefusedError, match=r"part-.*cannot be read: 403|run_.*cannot be read: 403"):
+        reader.query()
+    hub.faults.clear()
+    assert len(reader.query()) == 20
+
+
+def test_a_hub_that_refuses_files_is_told_while_they_are_streamed(
+    published: Vulcan, hub: LoopbackHub
+) -> None:
+    view = VulcanMLView(remote(hub))
+    rows = iter(view.as_hf_dataset("train", FeatureSpec(["tau_im"])))
+    hub.faults.add("resolve.*parquet", 403, times=-1)
+    with pytest.raises(RefusedError, match="cannot be read: 403"):
+        list(rows)
+
+
+def test_a_file_that_was_removed_meanwhile_is_left_out(published: Vulcan, hub: LoopbackHub) -> None:
+    reader = remote(hub)
+    (first, *_) = reader.source.files(reader.source.entries())
+    gone = {"X-Error-Code": "EntryNotFound"}
+    hub.faults.add(re.escape(quote(Path(first.path).name)), 404, headers=gone, times=-1)
+    with pytest.warns(RuntimeWarning, match=f"{re.escape(Path(first.path).name)} is left out"):
+        assert len(reader.query(columns=["tau_im"])) < 20
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence() -> None:
+    with pytest.raises(MatForgeError, match="me/forge@main cannot be read: the Hub could not be reached"):
+        VulcanReader.from_hf(REPO, token="hf_x", endpoint="http://127.0.0.1:9").query()
 
 
 def test_other_tools_stream_what_was_published(published: Vulcan, hub: LoopbackHub) -> None:

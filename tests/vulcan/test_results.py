@@ -124,10 +124,18 @@ def test_a_claim_is_on_the_disk_before_anything_of_it_is_staged(
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "link", note_link)
-    stage_batch(target_of(forge(tmp_path)), octic(), found(3), tmp_path / "run", "a")
+    handle = forge(tmp_path)
+    stage_batch(target_of(handle), octic(), found(3), tmp_path / "run", "a")
     file, folder, *names = steps[: steps.index("staged")]
+    kept = [str(tmp_path / "run" / "staged"), str(tmp_path / "run")]
     assert file == f"{folder}/a.parquet"
-    assert names == [str(tmp_path / "run" / "staged")]
+    assert names == kept
+    # killed after the claim was made: the one that is run again cannot know whether it is on the disk
+    steps.clear()
+    for path in (handle.staging_dir / "pending").glob("*"):
+        path.unlink()
+    stage_batch(target_of(handle), octic(), found(3), tmp_path / "run", "a")
+    assert steps[: steps.index("staged")][:2] == kept
 
 
 def test_a_claim_that_cannot_be_read_is_named_and_nothing_is_guessed(tmp_path: Path) -> None:

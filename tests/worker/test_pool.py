@@ -16,7 +16,7 @@ import pytest
 from matforge.model import FailureKind
 from matforge.worker.pool import TOLD_AFTER_S, Pool
 from matforge.worker.slotproc import SlotProcess
-from matforge.worker.wire import LOST, AgentConfig, Profile
+from matforge.worker.wire import FINISHED, LOST, AgentConfig, Profile
 
 PATIENCE_S = 30.0
 
@@ -95,3 +95,23 @@ def test_what_runs_when_the_agent_is_told_to_end_was_lost_with_its_node(pool: Po
     ((kind, handle, failure),) = pool.reports
     assert (kind, handle, failure["kind"]) == (LOST, 1, FailureKind.NODE_LOST)
     assert pool.slots == {}
+
+
+@pytest.mark.parametrize("how", ["cancelled", "withdrawn"])
+def test_a_slot_that_has_just_been_started_is_not_lost_with_the_task_that_is_taken_back(
+    pool: Pool, how: str
+) -> None:
+    """It was never told what it is and failed; three of these, and the run was given up."""
+    add(pool, range(1))
+    pool.dispatch(time.monotonic())
+    (started,) = pool.slots.values()
+    if how == "cancelled":
+        pool.cancel([0], time.monotonic())
+    else:
+        pool.withdraw()
+    assert len(pool.reports) == 1
+    add(pool, range(1, 3))
+    slot = work(pool, 3)
+    assert slot is started
+    assert pool.failed is None
+    assert [report[0] for report in pool.reports[1:]] == [FINISHED, FINISHED]

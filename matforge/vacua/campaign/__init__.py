@@ -146,8 +146,10 @@ def result_file(run_dir: Path, name: str) -> Path:
     Raises
     ------
     MatForgeError
-        If it is not there: the strategy let the run end without a merge.
+        If it is not there: somebody has removed it, or the strategy let the run end without a merge.
     """
     if not (run_dir / name).is_file():
-        raise MatForgeError(f"{run_dir} ended without a merge, so there is no {name}: see its strategy.")
+        raise MatForgeError(
+            f"{run_dir} ended without a merge (see its strategy), or somebody has removed its {name}."
+        )
     return run_dir / name
