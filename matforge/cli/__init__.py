@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 
 def main() -> None:
     """Entry point of the command line."""
-    _open_streams()
     try:
+        _open_streams()
         from matforge.cli.app import run
 
         run()
@@ -21,8 +22,15 @@ def main() -> None:
 
 def _open_streams() -> None:
     """Let none of the first three numbers, where a stream was closed, be that of some file of ours."""
+    from matforge.cli.console import Output
+
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(number, True)
     os.close(number)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            stream = os.fdopen(number, "w", closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = Output.around(sys.stdout)

@@ -5,7 +5,6 @@ Heavy imports stay inside the commands, so that ``matforge --help`` answers at o
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -19,13 +18,12 @@ import typer
 
 from matforge.cli import doctor, launch, runs, space, vacua, vault, vulcan, watch
 from matforge.cli.console import (
-    FULL,
     INTERRUPTED,
+    STDOUT,
     Exit,
     complain,
     leave,
     log_to_stderr,
-    say_no_more,
     sentences,
     tell_files,
 )
@@ -68,12 +66,7 @@ def run() -> NoReturn:
     except typer.Abort:
         leave(Exit.FAILED, "nothing was done, as nobody said yes.")
     except OSError as error:
-        if not _unprintable(error):
-            tell_files(error)
-        say_no_more(sys.stdout)
-        if error.errno == errno.EPIPE:  # whoever read our output has gone
-            raise SystemExit(int(Exit.FAILED)) from None
-        leave(Exit.UNFINISHED, "What there is to say cannot be written: the disk is full; free some space.")
+        tell_files(error)
     if code == Exit.INTERRUPTED:
         _tell_interrupted()
     raise SystemExit(int(code or Exit.DONE))
@@ -82,18 +75,6 @@ def run() -> NoReturn:
 def _flush() -> None:
     if sys.stdout is not None and not sys.stdout.closed:  # a script may have done anything to it
         sys.stdout.flush()
-
-
-def _unprintable(error: OSError) -> bool:
-    """Whether an error says that our output cannot be written, and not some file or socket."""
-    if error.errno not in (errno.EPIPE, *FULL):
-        return False
-    try:
-        _flush()
-        os.write(sys.stdout.fileno(), b"\n")
-    except (OSError, AttributeError, ValueError):
-        return True
-    return False
 
 
 def _tell_misuse(error: Any) -> NoReturn:
@@ -213,7 +194,7 @@ def run_script(
     except (MatForgeError, Misused, typer.Abort, typer.Exit):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and _unprintable(error):
+        if isinstance(error, OSError) and error.filename == STDOUT:
             raise
         _tell_of_script(error, str(script))
         leave(Exit.FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,41 @@ PIPE_WIDTH = 500
 INTERRUPTED = "interrupted; `matforge resume RUN` goes on with a run that had begun."
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Where writing may well succeed later."""
+
+
+STDOUT = "standard output"
+
+
+class Output(io.TextIOWrapper):
+    """Standard output whose errors say that they are its own, and not those of some file or socket."""
+
+    @classmethod
+    def around(cls, stream: io.TextIOWrapper) -> Output:
+        """The same stream."""
+        return cls(
+            stream.buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str) -> int:
+        with _named(STDOUT):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _named(STDOUT):
+            super().flush()
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = name
+        raise
 
 
 class Exit(IntEnum):
@@ -83,15 +119,17 @@ def _judge(error: MatForgeError) -> tuple[Exit, str]:
 
 
 def tell_files(error: OSError) -> NoReturn:
-    """End the command because of a file or a folder that somebody else should put right."""
-    where = error.filename or ""
+    """End the command because of a file, a folder or a disk that somebody should put right."""
+    if error.filename == STDOUT:
+        say_no_more(sys.stdout)
+        if error.errno == errno.EPIPE:  # whoever read it has gone
+            raise SystemExit(int(Exit.FAILED))
     full = error.errno in FULL
-    leave(
-        Exit.UNFINISHED if full else Exit.USAGE,
-        f"{where} cannot be {'written' if full else 'used'}: {why_unwritable(error)}."
-        if where
-        else f"{error}".removesuffix(".") + ".",
-    )
+    said = f"{error}."
+    if full or error.filename:
+        verb = "written" if full or error.filename == STDOUT else "used"
+        said = f"{error.filename or 'Something'} cannot be {verb}: {why_unwritable(error)}."
+    leave(Exit.UNFINISHED if full else Exit.USAGE, said)
 
 
 def save(frame: DataFrame, path: Path) -> None:

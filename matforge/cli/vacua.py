@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matforge.cli import completion
-from matforge.cli.console import Exit, leave, log_to_stderr, out
+from matforge.cli.console import FULL, Exit, leave, log_to_stderr, out
 from matforge.cli.options import (
     DirectoryOption,
     ExecutorOption,
@@ -22,6 +22,7 @@ from matforge.cli.options import (
     VerboseOption,
     WorkersOption,
 )
+from matforge.model import why_unwritable
 
 if TYPE_CHECKING:
     from matforge.session import Session
@@ -324,7 +325,10 @@ def plot(
     try:
         plots.plot_file(path, target, title=_title(path))
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or OSErrors
-        leave(Exit.USAGE, f"{path} cannot be drawn to {target}: {error}")
+        number = error.errno if isinstance(error, OSError) else None
+        why = why_unwritable(error) if isinstance(error, OSError) and number else error
+        code = Exit.UNFINISHED if number in FULL else Exit.USAGE
+        leave(code, f"{path} cannot be drawn to {target}: {str(why).removesuffix('.')}.")
     print(target)
 
 

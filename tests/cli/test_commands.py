@@ -33,6 +33,14 @@ def matforge(
     )
 
 
+def full_disk(path: Path) -> str:
+    """A name of the device that is always full."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("there is no device that is always full")
+    path.symlink_to("/dev/full")
+    return str(path)
+
+
 def one_sentence(result: subprocess.CompletedProcess[str], *words: str) -> None:
     """The command refused: exit code 2, one line that holds the words, no traceback, nothing on stdout."""
     assert result.returncode == 2, result.stderr
@@ -178,6 +186,11 @@ def test_a_search_prints_its_counts_and_where_everything_is(tmp_path: Path) -> N
     picture = matforge("vacua", "plot", str(tmp_path), "-o", str(tmp_path / "v.png"))
     assert picture.returncode == 0, picture.stderr
     assert (tmp_path / "v.png").read_bytes()[1:4] == b"PNG"
+    nowhere = matforge("vacua", "plot", str(tmp_path), "-o", str(tmp_path / "none" / "v.png"))
+    one_sentence(nowhere, f"cannot be drawn to {tmp_path}/none/v.png: the folder does not exist (any more).")
+    full = matforge("vacua", "plot", str(tmp_path), "-o", full_disk(tmp_path / "full.png"))
+    assert (full.returncode, full.stdout) == (75, "")
+    assert full.stderr.endswith("full.png: the disk is full; free some space.\n")
     (run / "vacua.parquet").unlink()
     again = matforge("resume", str(tmp_path), "--quiet")
     assert (again.returncode, again.stdout) == (1, "")

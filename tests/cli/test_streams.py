@@ -45,7 +45,7 @@ def test_what_cannot_be_printed_on_a_full_disk_is_one_sentence(
     done = typed(folder, arguments, ">/dev/full", buffered=buffered)
     assert done.returncode == 75
     assert done.stderr == (
-        "matforge: What there is to say cannot be written: the disk is full; free some space.\n"
+        "matforge: standard output cannot be written: the disk is full; free some space.\n"
     )
 
 

@@ -141,6 +141,8 @@ def write_table(path: Path, table: pa.Table) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and not error.filename:
+            error.filename = str(path)  # a disk that is full does not say of what
         beside.unlink(missing_ok=True)
         raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -402,3 +404,19 @@ def test_a_write_of_a_forge_is_promoted_before_and_after_it_was_published(
     assert set(vault.query(model=octic())["designated_id"]) == {1, 2, 3, 4, 5}
     with pytest.raises(FileNotFoundError):
         vault.promote(handle, "none", "paper", "me", model=octic())
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_and_costs_nothing(vault: Vault) -> None:
+    put(vault, octic_vacua(2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))  # no file may grow beyond that
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            put(vault, octic_vacua(3, 10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert str(caught.value.filename).startswith(str(vault.folder))
+    assert put(vault, octic_vacua(3, 10)) == [3, 4, 5]
+    assert list(vault.folder.rglob(".*")) == []
