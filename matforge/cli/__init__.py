@@ -32,5 +32,5 @@ def _open_streams() -> None:
             stream = os.fdopen(number, "w", closefd=False)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout = Output.around(sys.stdout)

@@ -48,6 +48,10 @@ class Output(io.TextIOWrapper):
         with _named(STDOUT):
             super().flush()
 
+    def close(self) -> None:
+        """Only write out: the other one stands for the same stream."""
+        self.flush()
+
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
