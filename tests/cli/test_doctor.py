@@ -76,7 +76,7 @@ def test_the_bindings_are_those_that_a_run_would_take(programs: Path) -> None:
         (package / name).mkdir(parents=True)
         for module in ("__init__", "journal"):
             (package / name / f"{module}.py").write_text("")
-    for module in ("__init__", "idset", "hostlist"):
+    for module in ("__init__", "idset", "hostlist", "util"):
         (package / f"{module}.py").write_text("")
     program(programs, "flux", f"print({str(package.parent)!r})")
     check = checks.flux_bindings(30)
