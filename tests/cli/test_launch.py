@@ -325,6 +325,9 @@ class TestRealSlurm:
                 time.sleep(0.1)
         finally:
             subprocess.run(["scancel", "--me"], check=True)
+        for pid in sallocs:
+            # one that is told to end just as it begins to wait withdraws its request, but goes on waiting
+            processes.send(pid, signal.SIGTERM)
         # srun may wait for half a minute for its step, and salloc for srun
         assert all(processes.ends_within(pid, 90) for pid in sallocs)
         (code,) = tmp_path.glob("matforge_launch-*/code")

@@ -133,7 +133,7 @@ def test_what_it_leaves_behind_ends_with_it_and_when_it_is_told_to_end(run_dir: 
     leave = "setsid sleep 1000 & echo $!"
     _, _, printed = end(start(run_dir, command=["sh", "-c", leave]), run_dir)
     assert gone(int(printed))
-    process = start(run_dir, command=["sh", "-c", f"{leave}; trap '' TERM; sleep 1000"])
+    process = start(run_dir, command=["sh", "-c", f"trap '' TERM; {leave}; sleep 1000"])
     pid = int(process.stdout.readline())
     process.terminate()
     code, _, _ = end(process, run_dir)
