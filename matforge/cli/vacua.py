@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ from matforge.cli.options import (
     VerboseOption,
     WorkersOption,
 )
-from matforge.model import why_unwritable
+from matforge.model import MatForgeError, why_unwritable
 
 if TYPE_CHECKING:
     from matforge.session import Session
@@ -205,12 +206,12 @@ def show_result(run_dir: Path, *, as_json: bool, quiet: bool) -> None:
     """Print the summary of a finished search."""
     from matforge.vacua.campaign import result_file
 
-    summary = json.loads(result_file(run_dir, "summary.json").read_text())
+    summary = _read(result_file(run_dir, "summary.json"), lambda path: json.loads(path.read_text()))
     _check_known(summary)
     if as_json:
         print(json.dumps(summary, indent=1))
         return
-    vacua = _vacua_table(result_file(run_dir, "vacua.parquet"))
+    vacua = _read(result_file(run_dir, "vacua.parquet"), _vacua_table)
     out(_counts_table(summary))
     if summary["count_mod_sign"]:
         out(vacua)
@@ -227,6 +228,13 @@ def show_result(run_dir: Path, *, as_json: bool, quiet: bool) -> None:
             f"  plot     matforge vacua plot {run_dir}",
             file=sys.stderr,
         )
+
+
+def _read(path: Path, how: Callable[[Path], Any]) -> Any:
+    try:
+        return how(path)
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's errors are ValueErrors or OSErrors
+        raise MatForgeError(f"{path} cannot be read: {str(error).removesuffix('.')}.") from error
 
 
 def _check_known(summary: dict[str, Any]) -> None:

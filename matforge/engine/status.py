@@ -185,4 +185,8 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         raise MatForgeError(f"{run_dir} has no {STATUS_NAME}; is it the directory of a run?") from error
     except (OSError, ValueError) as error:
         raise MatForgeError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(document, dict) or not all(
+        isinstance(document.get(part), dict) for part in ("workflow", "current")
+    ):
+        raise MatForgeError(f"{path} cannot be read: it is not what MatForge has written.")
     return document

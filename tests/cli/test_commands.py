@@ -191,6 +191,14 @@ def test_a_search_prints_its_counts_and_where_everything_is(tmp_path: Path) -> N
     full = matforge("vacua", "plot", str(tmp_path), "-o", full_disk(tmp_path / "full.png"))
     assert (full.returncode, full.stdout) == (75, "")
     assert full.stderr.endswith("full.png: the disk is full; free some space.\n")
+    for name in ("vacua.parquet", "summary.json"):
+        whole = (run / name).read_bytes()
+        (run / name).write_text("damaged")
+        again = matforge("resume", str(tmp_path), "--quiet")
+        assert (again.returncode, again.stdout) == (1, "")
+        assert again.stderr.startswith(f"matforge: {run / name} cannot be read: ")
+        assert again.stderr.count("\n") == 1
+        (run / name).write_bytes(whole)
     (run / "vacua.parquet").unlink()
     again = matforge("resume", str(tmp_path), "--quiet")
     assert (again.returncode, again.stdout) == (1, "")

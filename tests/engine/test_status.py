@@ -164,9 +164,10 @@ def test_the_count_goes_on_where_the_last_driver_ended(tmp_path: Path) -> None:
 def test_a_status_that_is_not_there_or_not_readable_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(MatForgeError, match=r"has no status\.json; is it the directory of a run\?"):
         read_status(tmp_path)
-    (tmp_path / "status.json").write_text("{")
-    with pytest.raises(MatForgeError, match=r"status\.json cannot be read"):
-        read_status(tmp_path)
+    for text in ("{", "[]", "{}", '{"workflow": {}, "current": 1}'):
+        (tmp_path / "status.json").write_text(text)
+        with pytest.raises(MatForgeError, match=r"status\.json cannot be read"):
+            read_status(tmp_path)
     os.unlink(tmp_path / "status.json")
     (tmp_path / "status.json").mkdir()
     with pytest.raises(MatForgeError, match=r"status\.json cannot be read"):
