@@ -24,6 +24,7 @@ from typing import Any
 
 from matforge.executors.instance import BrokerLost, Event, Inventory, JobEvent, JobOrder, NodeState
 from matforge.executors.waker import Waker
+from matforge.executors.walltime import longest_duration
 from matforge.model import UsageError
 
 NEEDED = "0.72"
@@ -35,8 +36,6 @@ OPEN_S = 30.0
 SETTLE_S = 0.05
 """The scheduler learns of a lost node a moment after the journal has told of it."""
 CLOSE_S = 5.0
-YEAR_S = 365 * 86400.0
-"""What is asked for where a job must say how long, and may say anything."""
 _NODE_EVENTS = ("online", "offline", "drain", "undrain")
 
 
@@ -432,43 +431,6 @@ def _nodes(flux: Any, resources: Mapping[str, Any]) -> dict[int, tuple[str, int,
     ranks = sorted(held)
     names = hosts if len(hosts) == len(ranks) else [""] * len(ranks)
     return {rank: (name, *held[rank]) for rank, name in zip(ranks, names, strict=True)}
-
-
-def longest_duration(config: Mapping[str, Any], seconds: Callable[[str], float]) -> float:
-    """The time to ask for so that a job in the default queue may live as long as the policy allows (RFC 33).
-
-    Parameters
-    ----------
-    config : mapping
-        The instance's configuration.
-    seconds : callable
-        Reads one of Flux's durations.
-
-    Returns
-    -------
-    float
-        Seconds; 0 where a job that asks for nothing has no limit.
-    """
-
-    def said(policy: Mapping[str, Any], *names: str) -> Any:
-        found: Any = policy
-        for name in names:
-            found = found.get(name, {}) if isinstance(found, Mapping) else {}
-        return found or None
-
-    defaults = ("jobspec", "defaults", "system")
-    queues = config.get("queues", {})
-    queue = queues.get(said(config.get("policy", {}), *defaults, "queue"), {})
-    levels = [config, queues.get(queue.get("parent"), {}), queue]
-    default = limit = 0.0
-    for policy in (level.get("policy", {}) for level in levels):
-        if (word := said(policy, *defaults, "duration")) is not None:
-            default = seconds(str(word))
-        if (word := said(policy, "limits", "duration")) is not None:
-            limit = seconds(str(word))
-    if limit and math.isfinite(limit):
-        return limit
-    return YEAR_S if default and math.isfinite(default) else 0.0
 
 
 def _jobspec(flux: Any, order: JobOrder, duration: float) -> Any:

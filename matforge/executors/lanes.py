@@ -71,11 +71,6 @@ class Lanes:
 
     # -- in and out
 
-    @property
-    def waiting(self) -> tuple[Task, ...]:
-        """What nobody has been given yet, in its order."""
-        return tuple(self._queue)
-
     def submit(self, tasks: Sequence[Task], now: float) -> None:
         """Queue tasks, and hand on what can be handed on."""
         self._queue += tasks

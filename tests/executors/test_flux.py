@@ -20,10 +20,10 @@ import fluxes
 import pytest
 from harness import Gate, Harness, wait_for_end
 
-from matforge.executors.flux import YEAR_S, longest_duration
 from matforge.executors.fluxexec import FluxExecutor
 from matforge.executors.protocol import CapacityChanged, ExecutorFailed, Finished, Lost, RunContext, Started
 from matforge.executors.restarts import RESTARTS
+from matforge.executors.walltime import YEAR_S
 from matforge.model import FailureKind, Lane, MatForgeError, Resources, UsageError
 
 pytestmark = fluxes.needs_flux
@@ -447,37 +447,6 @@ def test_jobs_ask_for_more_than_what_those_get_that_ask_for_nothing(tmp_path: Pa
         harness = new()
         assert harness.value(harness.task(chores.add, 1, 1)) == 2
         assert float(made.run("jobs", "-no", "{duration}")) == YEAR_S
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        ({}, 0.0),
-        ({"policy": {"limits": {"job-size": {"max": {"nnodes": 2}}}}}, 0.0),
-        ({"policy": {"limits": {"duration": "0"}}}, 0.0),
-        ({"policy": {"limits": {"duration": "60"}}}, 60.0),
-        ({"policy": {"jobspec": {"defaults": {"system": {"duration": "5"}}}}}, YEAR_S),
-        (
-            {
-                "policy": {
-                    "jobspec": {"defaults": {"system": {"duration": "5", "queue": "batch"}}},
-                    "limits": {"duration": "60"},
-                },
-                "queues": {"batch": {"policy": {"limits": {"duration": "90"}}}, "debug": {}},
-            },
-            90.0,
-        ),
-        (
-            {
-                "policy": {"jobspec": {"defaults": {"system": {"queue": "night"}}}},
-                "queues": {"night": {"parent": "batch"}, "batch": {"policy": {"limits": {"duration": "30"}}}},
-            },
-            30.0,
-        ),
-    ],
-)
-def test_a_job_asks_for_the_most_that_its_queue_allows(config: dict[str, Any], expected: float) -> None:
-    assert longest_duration(config, float) == expected
 
 
 # -- several nodes
