@@ -1,10 +1,14 @@
-"""Shared by all tests: a cache of their own, so that nothing of the user's is read or written."""
+"""Shared by all tests: a cache of their own, so that nothing of the user's is read or written, and Ctrl-C."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
+
+# whoever is started in the background of a script ignores Ctrl-C and hands that on; tests send it, and wait
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
